@@ -12,6 +12,8 @@ objects. *identity*: each person is a label; exemplars come from the first half 
 draw samples objects and exemplars, the same for all methods, so that differences are paired. Baselines: the nearest
 exemplar (cosine), and scikit-learn's LogisticRegression. Closed-set accuracy is on all test crops, clean and degraded.
 Open set: the bank must abstain on objects of no label (kinds: other classes; identity: people without exemplars).
+``bank`` knows embeddings only, as the baselines do; ``bank, classes`` is told the detector's classes of exemplars and
+test crops, too, as in a project. Nothing was tuned on these figures with classes.
 DINOv2 is included if the environment's DINOV2_MODEL is a folder. Prints tables and, as the last line, JSON.
 """
 
@@ -21,7 +23,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ from ml_backend.embeddings.crops import cut_crop  # noqa: E402
 from ml_backend.embeddings.embedder import Embedder  # noqa: E402
 from ml_backend.embeddings.hub import resolve_embedder  # noqa: E402
 from ml_backend.embeddings.loading import load_embedder  # noqa: E402
-from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank  # noqa: E402
+from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank, PatternMatch  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402
 
 COUNTS = (1, 2, 5, 10, 20)
@@ -70,10 +72,12 @@ class Crop:
         track: id of the object, unique over the video and the photographs.
         age: 0..1, relative time in the track.
         tested: whether it may be a test crop; else an exemplar.
+        detected: the detector's class.
         image: BGR.
     """
 
     kind: str
+    detected: str
     track: int
     age: float
     tested: bool
@@ -126,7 +130,7 @@ def _make_crops(
     for kind, (source, crop_box) in kinds.items():
         crop = cut_crop(source, crop_box)
         if crop is not None:
-            yield Crop(kind, track, age, tested, crop)
+            yield Crop(kind, name, track, age, tested, crop)
 
 
 def rotate_object(image: Image, box: np.ndarray, degrees: float) -> tuple[Image, np.ndarray]:
@@ -208,11 +212,12 @@ class EmbeddedCrops:
     """Embeddings of all crops.
 
     Attributes:
-        kind, track, age, tested: ``(n,)``; see ``Crop``.
+        kind, detected, track, age, tested: ``(n,)``; see ``Crop``.
         embeddings: by condition ``(n, d)``; NaN rows where a crop was not degraded.
     """
 
     kind: np.ndarray
+    detected: np.ndarray
     track: np.ndarray
     age: np.ndarray
     tested: np.ndarray
@@ -224,18 +229,21 @@ class Episode:
     """A random few-shot problem.
 
     Attributes:
-        x, y, group: embeddings ``(n, d)``, labels and objects ``(n,)`` of the exemplars.
-        query, truth, condition: embeddings, labels and conditions of test crops.
-        unknown: embeddings of test crops of no label.
+        x, y, group, x_class: embeddings ``(n, d)``, labels, objects and detector classes ``(n,)`` of the exemplars.
+        query, truth, condition, query_class: embeddings, labels, conditions and detector classes of test crops.
+        unknown, unknown_class: embeddings and detector classes of test crops of no label.
     """
 
     x: np.ndarray
     y: np.ndarray
     group: np.ndarray
+    x_class: np.ndarray
     query: np.ndarray
     truth: np.ndarray
     condition: np.ndarray
+    query_class: np.ndarray
     unknown: np.ndarray
+    unknown_class: np.ndarray
 
 
 def embed_all(crops: list[Crop], embedder: Embedder) -> EmbeddedCrops:
@@ -249,6 +257,7 @@ def embed_all(crops: list[Crop], embedder: Embedder) -> EmbeddedCrops:
         embeddings[condition][rows] = embedder.embed([degrade(crops[i].image, condition, rng) for i in rows])
     return EmbeddedCrops(
         np.array([crop.kind for crop in crops]),
+        np.array([crop.detected for crop in crops]),
         np.array([crop.track for crop in crops]),
         np.array([crop.age for crop in crops]),
         tested,
@@ -259,7 +268,7 @@ def embed_all(crops: list[Crop], embedder: Embedder) -> EmbeddedCrops:
 def sample_kinds(crops: EmbeddedCrops, rng: np.random.Generator, count: int) -> Episode:
     """Take exemplars from half of the objects of each kind, and test crops from the others."""
     exemplar_tracks: set[int] = set()
-    for kind in set(KINDS) - set(DERIVED):
+    for kind in (kind for kind in KINDS if kind not in DERIVED):
         tracks = rng.permutation(np.unique(crops.track[crops.kind == kind]))
         exemplar_tracks |= set(tracks[: len(tracks) // 2].tolist())
     is_exemplar = np.isin(crops.track, sorted(exemplar_tracks))
@@ -303,23 +312,30 @@ def _make_episode(
 ) -> Episode:
     y = np.repeat(np.arange(len(exemplars)), [len(rows) for rows in exemplars])
     rows = np.concatenate(exemplars)
-    query, truth, condition, unknown_embeddings = [], [], [], []
+    query, truth, condition, unknown_rows, unknown_embeddings = [], [], [], [], []
+    query_class: list[str] = []
     for c, name in enumerate(CONDITIONS):
         for label, mask in enumerate(queries):
             query_rows = _sample_rows(crops, rng, mask, per_label)
             query.append(crops.embeddings[name][query_rows])
             truth += [label] * len(query_rows)
             condition += [c] * len(query_rows)
-        unknown_embeddings += [crops.embeddings[name][_sample_rows(crops, rng, mask, per_unknown)] for mask in unknown]
+            query_class += crops.detected[query_rows].tolist()
+        for mask in unknown:
+            unknown_rows.append(_sample_rows(crops, rng, mask, per_unknown))
+            unknown_embeddings.append(crops.embeddings[name][unknown_rows[-1]])
     return Episode(
         crops.embeddings["clean"][rows],
         y,
         # Unique per label, since kinds are cut from the same people.
         crops.track[rows] * len(exemplars) + y,
+        crops.detected[rows],
         np.concatenate(query),
         np.array(truth),
         np.array(condition),
+        np.array(query_class),
         np.concatenate(unknown_embeddings),
+        crops.detected[np.concatenate(unknown_rows)],
     )
 
 
@@ -334,31 +350,52 @@ def evaluate_episode(episode: Episode) -> dict[str, float]:
         "nearest": np.stack([cosine[:, episode.y == i].max(axis=1) for i in range(count)], axis=1).argmax(axis=1)
     }
     predictions["logistic"] = LogisticRegression(max_iter=1000).fit(episode.x, episode.y).predict(episode.query)
-    bank = PatternBank.fit(
-        Exemplars(
-            np.arange(len(episode.y)),
-            episode.x,
-            tuple(names[label] for label in episode.y),
-            episode.group.astype(np.int64),
-        )
+    exemplars = Exemplars(
+        np.arange(len(episode.y)),
+        episode.x,
+        tuple(names[label] for label in episode.y),
+        episode.group.astype(np.int64),
     )
-    known_results = [bank.classify(embedding[None]) for embedding in episode.query]
-    unknown_results = [bank.classify(embedding[None]) for embedding in episode.unknown]
-    predictions["bank"] = np.array([names.index(result.best or "") for result in known_results])
+    bare = PatternBank.fit(exemplars)
+    told = PatternBank.fit(replace(exemplars, classes=tuple(episode.x_class.tolist())))
+
+    def classify(bank: PatternBank, embeddings: np.ndarray, classes: np.ndarray) -> list[PatternMatch]:
+        unreached = {
+            name: [label for label in bank.labels if not bank.taught.reaches(label, {name: 1.0})]
+            for name in set(classes.tolist())
+        }
+        return [bank.classify(x[None], None, unreached[name]) for x, name in zip(embeddings, classes, strict=True)]
+
     metrics: dict[str, float] = {}
+    for name, bank in (("bank", bare), ("bank, classes", told)):
+        known = classify(bank, episode.query, episode.query_class)
+        unknown = classify(bank, episode.unknown, episode.unknown_class)
+        predictions[name] = np.array([names.index(match.best) if match.best else -1 for match in known])
+        metrics |= _open_set(name, predictions[name] == episode.truth, episode.condition, known, unknown)
     for name, predicted in predictions.items():
         metrics[name] = float((predicted == episode.truth).mean())
         for c, condition in enumerate(CONDITIONS):
             rows = episode.condition == c
             metrics[f"{name} {condition}"] = float((predicted[rows] == episode.truth[rows]).mean())
-    correct = predictions["bank"] == episode.truth
-    accepted = np.array([result.label is not None for result in known_results])
-    probability = np.array([result.probability for result in known_results + unknown_results])
-    metrics["abstained on unknown"] = float(np.mean([result.label is None for result in unknown_results]))
-    metrics["abstained on known"] = float(1 - accepted.mean())
-    metrics["right when accepted"] = float(correct[accepted].mean()) if accepted.any() else np.nan
-    metrics["brier"] = float(np.mean((probability - np.append(correct, np.zeros(len(unknown_results)))) ** 2))
     return metrics
+
+
+def _open_set(
+    name: str, correct: np.ndarray, condition: np.ndarray, known: list[PatternMatch], unknown: list[PatternMatch]
+) -> dict[str, float]:
+    """Return how often a bank abstains, and how often it is right where it does not."""
+    accepted = np.array([match.label is not None for match in known])
+    probability = np.array([match.probability for match in known + unknown])
+    clean = condition == CONDITIONS.index("clean")
+    metrics = {
+        "abstained on unknown": float(np.mean([match.label is None for match in unknown])),
+        "abstained on known": float(1 - accepted.mean()),
+        "abstained on clean": float(1 - accepted[clean].mean()),
+        "right when accepted": float(correct[accepted].mean()) if accepted.any() else np.nan,
+        "right when accepted, clean": float(correct[accepted & clean].mean()) if accepted[clean].any() else np.nan,
+        "brier": float(np.mean((probability - np.append(correct, np.zeros(len(unknown)))) ** 2)),
+    }
+    return {f"{name}: {metric}": value for metric, value in metrics.items()}
 
 
 TASKS: dict[str, Callable[[EmbeddedCrops, np.random.Generator, int], Episode]] = {
@@ -381,6 +418,15 @@ def run_task(crops: EmbeddedCrops, task: str, count: int, draws: int) -> dict[st
     return means
 
 
+def embedder_kinds(chosen: str) -> list[str]:
+    """Return the embedders to measure: those chosen, separated by commas, else all with local weights."""
+    has_dinov2 = Path(Settings().dinov2_model).is_dir()
+    kinds = chosen.split(",") if chosen else ["fallback", *(["dinov2"] if has_dinov2 else [])]
+    if "dinov2" in kinds and not has_dinov2:
+        raise click.ClickException("DINOV2_MODEL is not a folder.")
+    return kinds
+
+
 @click.command(help=__doc__)
 @click.option(
     "--data",
@@ -399,12 +445,8 @@ def main(data: Path, draws: int, embedder: str) -> None:
 
     assets = Path(ultralytics.__file__).parent / "assets"
     crops = extract_crops(video, weights, [assets / "bus.jpg", assets / "zidane.jpg"])
-    has_dinov2 = Path(Settings().dinov2_model).is_dir()
-    kinds = embedder.split(",") if embedder else ["fallback", *(["dinov2"] if has_dinov2 else [])]
-    if "dinov2" in kinds and not has_dinov2:
-        raise click.ClickException("DINOV2_MODEL is not a folder.")
     results: dict[str, Any] = {}
-    for kind in kinds:
+    for kind in embedder_kinds(embedder):
         settings = Settings(embedder=kind)
         embedded = embed_all(crops, load_embedder(resolve_embedder(settings), settings))
         for task in TASKS:

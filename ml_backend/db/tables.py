@@ -100,8 +100,22 @@ exemplars = sa.Table(
     sa.Column("region_id", sa.String(64), nullable=False),
     sa.Column("embedding", sa.String(40), nullable=False),
     sa.Column("origin", sa.String(128), nullable=False),  # of an imported exemplar
+    # The detector's class of the object's track; empty if unknown.
+    sa.Column("detector_class", sa.String(255), nullable=False, server_default=sa.text("''")),
     sa.UniqueConstraint("project_id", "model", "task_id", "region_id", "embedding", name="exemplar_once"),
     sa.Index("exemplars_of_annotation", "annotation_id"),
+)
+
+# Annotated tracks that seem to change from one object to another; see ml_backend.labeling.few_shot.identity_jumps.
+identity_jumps = sa.Table(
+    "identity_jumps",
+    metadata,
+    sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("task_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("region_id", sa.String(64), primary_key=True),
+    sa.Column("label", sa.String(255), nullable=False),
+    sa.Column("frame", sa.Integer, nullable=False),  # 1-based on Label Studio's timeline, first of the second object
+    sa.Column("untaught", sa.String(16), nullable=False),  # part that is left out of the bank: first or second
 )
 
 # Pattern banks: a project's annotations have been learned with a model. The digest is part of the model version.

@@ -81,6 +81,13 @@ def candidate_crops(
     return [_crop_box(int(frames[i]), inside[i], float(conf[i])) for i in chosen]
 
 
+def spread_crops(frames: IntArray, xyxy: Float64Array, count: int) -> list[CropBox]:
+    """Return ``count`` boxes (or all, if fewer) evenly spread over ``(n,)`` frames, whatever their quality."""
+    usable = np.flatnonzero((xyxy[:, 2:] - xyxy[:, :2] >= MIN_SIDE_PX).all(axis=1))
+    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(np.int64))]
+    return [_crop_box(int(frames[i]), xyxy[i], 1.0) for i in chosen]
+
+
 def select_crops(candidates: Sequence[CropBox], sharpness: Sequence[float], k: int) -> list[int]:
     """Split the candidates into ``k`` consecutive sections and select the best of each.
 

@@ -9,8 +9,10 @@ import contextlib
 import logging
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_backend.core.errors import BackendError, ConfigError, Interrupted, LabelStudioError, MediaRefused, WeightsError
 from ml_backend.core.types import UNLABELLED
@@ -34,11 +36,18 @@ from ml_backend.training.annotation_review import (
 from ml_backend.training.review_store import ReviewStore, TaskReview
 
 if TYPE_CHECKING:
+    from ml_backend.core.types import IntArray
+    from ml_backend.embeddings.crop_embeddings import CropEmbedding, CropEmbeddingStore
+    from ml_backend.embeddings.crop_selection import CropBox
+    from ml_backend.label_studio.timeline import Timeline
     from ml_backend.labeling.few_shot.annotated_objects import AnnotatedObject
+    from ml_backend.labeling.few_shot.identity_jumps import IdentityJump, Part
     from ml_backend.tracking.track_record import TrackRecord
 
 log = logging.getLogger(__name__)
 
+#: Crops with which the moment of an identity jump is found between two of a track's crops.
+CROPS_BETWEEN = 8
 #: Crops of a rejected track: they matter less than those of labelled objects.
 BACKGROUND_CROPS = 1
 #: Attempts to learn from an annotation that changes meanwhile.
@@ -191,7 +200,7 @@ def _learn_task(container: Container, project_id: int, models: ClassifierModels,
     """Replace a task's exemplars by those of its annotation. Return whether that changed anything."""
     for _ in range(MAX_ATTEMPTS):
         task, annotation = read_annotation(container, project_id, task_id)
-        exemplars = _exemplars(container, task, annotation, models) if task and annotation else {}
+        exemplars, jumps = _exemplars(container, task, annotation, models) if task and annotation else ({}, [])
         with container.queue.task_lock("learn", task_id):
             # Embedding takes time: store the result only if the annotation is still the same, under the lock.
             if read_annotation(container, project_id, task_id)[1] != annotation:
@@ -202,6 +211,7 @@ def _learn_task(container: Container, project_id: int, models: ClassifierModels,
                 store.replace_task(project_id, model_id, task_id, annotation_id, exemplars.get(model_id, []))
                 for model_id in models.ids
             ]
+            store.replace_jumps(project_id, task_id, jumps)
         objects = {(item.region_id, item.label) for items in exemplars.values() for item in items if item.label}
         labels = sorted({label for _, label in objects})
         log.info("Learned %d objects of task %s (%s).", len(objects), task_id, ", ".join(labels) or "no label")
@@ -217,13 +227,20 @@ def _annotated_videos(container: Container, task: Task) -> Sequence[PlannedVideo
     return plan_task(task.project_id, task.id, task.data, label_config, "", annotated=True, label_studio_url=url).videos
 
 
-def _exemplars(container: Container, task: Task, annotation: Annotation, models: ClassifierModels) -> ExemplarsByModel:
-    """Return exemplars of the annotated objects, and of rejected tracks as background, by model id."""
+def _exemplars(
+    container: Container, task: Task, annotation: Annotation, models: ClassifierModels
+) -> tuple[ExemplarsByModel, list[IdentityJump]]:
+    """Return exemplars of the annotated objects, and of rejected tracks as background, by model id.
+
+    Of objects that seem to jump from one identity to another only the longer part is an exemplar; the jumps are
+    returned as well.
+    """
     from ml_backend.label_studio.timeline import video_timeline
-    from ml_backend.labeling.few_shot.annotated_objects import annotated_objects, rejected_tracks
+    from ml_backend.labeling.few_shot.annotated_objects import TrackOverlaps, annotated_objects
     from ml_backend.video.probe import probe
 
     exemplars: ExemplarsByModel = {}
+    jumps: list[IdentityJump] = []
     emptied = not any(region.get("type") == "videorectangle" for region in annotation.result)
     if emptied:  # every track was deleted, unless there were none or somebody has only been here
         prediction = _reviewed_prediction(container, annotation)
@@ -238,49 +255,136 @@ def _exemplars(container: Container, task: Task, annotation: Annotation, models:
                 annotation.result, video.control, timeline, info.width, info.height, CROPS_PER_TRACK
             )
             stored = next(container.projects.patterns.tracks_of_project(task.project_id, key), None)
-            background = rejected_tracks(stored.tracks, objects) if stored and (objects or emptied) else []
+            background: list[TrackRecord] = []
+            if stored and (objects or emptied):
+                overlaps = TrackOverlaps(stored.tracks, objects)
+                background, classes = overlaps.rejected(), overlaps.detector_classes()
+                objects = [replace(item, detector_class=name) for item, name in zip(objects, classes, strict=True)]
+            # Objects whose label was removed from the config are neither exemplars of a label nor background.
+            objects = [item for item in objects if item.label]
+            taught: dict[int, IntArray] | None = None
             for model in filter(None, (models.embedder, models.clip)):
-                found = _embed(container, path, key, model, objects, background, f"part-{index}-track")
-                exemplars.setdefault(model.model_id, []).extend(found)
-    return exemplars
+                embed = _Embedding(container, path, key, model)
+                objects_crops, background_crops = embed.objects(objects), embed.background(background)
+                if taught is None:
+                    taught, found = _taught_frames(embed, task, objects, objects_crops, background_crops, timeline)
+                    jumps += found
+                exemplars.setdefault(model.model_id, []).extend(
+                    [
+                        NewExemplar(
+                            item.region_id,
+                            item.label or "",
+                            crop.key(key, model.model_id),
+                            detector_class=item.detector_class,
+                        )
+                        for number, (item, crops) in enumerate(zip(objects, objects_crops, strict=True))
+                        for crop in crops
+                        if number not in taught or crop.frame in taught[number]
+                    ]
+                    + [
+                        NewExemplar(
+                            f"part-{index}-track-{track.track_id}",
+                            UNLABELLED,
+                            crop.key(key, model.model_id),
+                            detector_class=stored.tracks.detector_class(track) if stored else "",
+                        )
+                        for track, crops in zip(background, background_crops, strict=True)
+                        for crop in crops
+                    ]
+                )
+    return exemplars, jumps
 
 
-def _embed(
-    container: Container,
-    path: Any,
-    video: str,
-    model: ResolvedModel,
-    objects: Sequence[AnnotatedObject],
-    background: Sequence[TrackRecord],
-    prefix: str,
-) -> list[NewExemplar]:
-    from ml_backend.embeddings.crop_embeddings import embed_tracks
-    from ml_backend.labeling.few_shot.annotated_objects import reuse_embedded_crops
+@dataclass(frozen=True, slots=True)
+class _Embedding:
+    """Embeds crops of one video with one model."""
 
-    embeddings = container.projects.patterns.crop_embeddings(video)
-    stored = embeddings.get(model.model_id)
-    # Objects whose label was removed from the config are neither exemplars of a label nor background.
-    groups = [
-        (item.region_id, item.label, reuse_embedded_crops(item, stored, CROPS_PER_TRACK), CROPS_PER_TRACK)
-        for item in objects
-        if item.label
-    ]
-    groups += [(f"{prefix}-{r.track_id}", UNLABELLED, r.crops, BACKGROUND_CROPS) for r in background]
-    exemplars: list[NewExemplar] = []
-    for count in sorted({count for *_, count in groups}):
-        chosen = [group for group in groups if group[3] == count]
-        embedded = embed_tracks(
-            [candidates for _, _, candidates, _ in chosen],
-            lambda: use_embedder(model, container.settings),
-            model.model_id,
-            embeddings,
-            lambda: contextlib.nullcontext(path),
+    container: Container
+    path: Path
+    video: str
+    model: ResolvedModel
+
+    def objects(self, objects: Sequence[AnnotatedObject]) -> list[list[CropEmbedding]]:
+        from ml_backend.labeling.few_shot.annotated_objects import reuse_embedded_crops
+
+        stored = self._stored.get(self.model.model_id)
+        crops = [reuse_embedded_crops(item, stored, CROPS_PER_TRACK) for item in objects]
+        return self._embed(crops, CROPS_PER_TRACK, self._stored)
+
+    def background(self, tracks: Sequence[TrackRecord]) -> list[list[CropEmbedding]]:
+        return self._embed([track.crops for track in tracks], BACKGROUND_CROPS, self._stored)
+
+    def between(self, item: AnnotatedObject, first: int, last: int) -> list[CropEmbedding]:
+        """Embed crops of an object between two frames, to find a moment. They are not stored."""
+        from ml_backend.embeddings.crop_embeddings import MemoryCropEmbeddings
+        from ml_backend.embeddings.crop_selection import spread_crops
+
+        inside = (item.frames > first) & (item.frames < last)
+        crops = spread_crops(item.frames[inside], item.xyxy[inside], CROPS_BETWEEN)
+        return self._embed([crops], CROPS_BETWEEN, MemoryCropEmbeddings())[0] if crops else []
+
+    @property
+    def _stored(self) -> CropEmbeddingStore:
+        return self.container.projects.patterns.crop_embeddings(self.video)
+
+    def _embed(
+        self, crops: Sequence[Sequence[CropBox]], count: int, store: CropEmbeddingStore
+    ) -> list[list[CropEmbedding]]:
+        from ml_backend.embeddings.crop_embeddings import embed_tracks
+
+        return embed_tracks(
+            crops,
+            lambda: use_embedder(self.model, self.container.settings),
+            self.model.model_id,
+            store,
+            lambda: contextlib.nullcontext(self.path),
             count,
-            container.stop.is_set,
+            self.container.stop.is_set,
         )
-        for (region_id, label, _, _), crops in zip(chosen, embedded, strict=True):
-            exemplars += [NewExemplar(region_id, label, crop.key(video, model.model_id)) for crop in crops]
-    return exemplars
+
+
+def _taught_frames(
+    embed: _Embedding,
+    task: Task,
+    objects: Sequence[AnnotatedObject],
+    objects_crops: Sequence[Sequence[CropEmbedding]],
+    background_crops: Sequence[Sequence[CropEmbedding]],
+    timeline: Timeline,
+) -> tuple[dict[int, IntArray], list[IdentityJump]]:
+    """Return the decoded frames that teach, by index of objects that seem to show two identities, and the jumps."""
+    import numpy as np
+
+    from ml_backend.labeling.few_shot.identity_jumps import MAX_OTHERS, IdentityJump, TrackViews, find_jump
+
+    views = [TrackViews.of(crops) if crops else None for crops in objects_crops]
+    others = [TrackViews.of(crops) for crops in background_crops[: MAX_OTHERS // 4] if crops]
+    store = embed.container.projects.patterns
+    others += map(TrackViews.of, store.other_objects(task.project_id, embed.model.model_id, task.id, MAX_OTHERS))
+    taught: dict[int, IntArray] = {}
+    jumps: list[IdentityJump] = []
+    for number, (item, crops) in enumerate(zip(objects, objects_crops, strict=True)):
+        own = views[number]
+        compared = [view for i, view in enumerate(views) if view and i != number] + others
+        index = find_jump(own, compared) if own else None
+        if index is None:
+            continue
+        between = embed.between(item, crops[index - 1].frame, crops[index].frame)
+        closer = [*crops[:index], *between, *crops[index:]]
+        moment = closer[find_jump(TrackViews.of(closer), compared) or index + len(between)].frame
+        before, after = item.frames[item.frames < moment], item.frames[item.frames >= moment]
+        taught[number] = after if len(before) < len(after) else before
+        frame = int(np.searchsorted(timeline.decoded_index(np.arange(1, timeline.frames_count + 1)), moment)) + 1
+        part: Part = "first" if len(before) < len(after) else "second"
+        jumps.append(IdentityJump(item.region_id, item.label or "", frame, part))
+        log.info(
+            "Task %s: region %s (%s) seems to change to another object at frame %d; its %s part is not taught.",
+            task.id,
+            item.region_id,
+            item.label,
+            frame,
+            part,
+        )
+    return taught, jumps
 
 
 @job

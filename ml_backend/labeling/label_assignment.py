@@ -30,13 +30,21 @@ class LabelDecision:
 
     Attributes:
         label: of the project, or ``UNLABELLED``.
-        score: 0..1; probability of a learned label, else the certainty of the track's existence.
-        meta: for the region's ``meta``: scores of all sources of labels, including the overruled ones.
+        detector_score: 0..1, certainty of the track's existence.
+        label_score: 0..1, certainty of its label: the probability of a learned label, or the share of the detector's
+            votes.
+        meta: for the region's ``meta``: both, and scores of all sources of labels, including the overruled ones.
     """
 
     label: str
-    score: float
+    detector_score: float
+    label_score: float
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """Certainty of the region, 0..1: a track is as certain as the less certain of its existence and its label."""
+        return min(self.detector_score, self.label_score)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,7 @@ class DetectorLabels:
         trained: bool = False,
         trained_classes: frozenset[str] | None = None,
     ) -> None:
+        self.trained = trained
         self._mapper = LabelMapper(control.labels, names, trained=trained)
         self._default: str | None = None
         if class_agnostic:
@@ -155,7 +164,9 @@ def label_tracks(
         scores = classifier.label_scores(tracks, control, detector, crop_embeddings, open_video, should_stop)
     out = LabelledTracks([], [], Counter())
     for record, track_scores in zip(tracks.tracks, scores, strict=True):
-        decision = decide_label(record, detector(record.class_scores), track_scores)
+        label = detector(record.class_scores)
+        share = detector.shares(record.class_scores).get(label, 0.0) if label is not None else 0.0
+        decision = decide_label(record, label, track_scores, share)
         if decision is None:
             out.unmapped[record.top_class] += 1
             continue
@@ -171,8 +182,14 @@ def label_tracks(
     return out
 
 
-def decide_label(record: TrackRecord, detector_label: str | None, scores: LabelScores) -> LabelDecision | None:
+def decide_label(
+    record: TrackRecord, detector_label: str | None, scores: LabelScores, detector_share: float = 1.0
+) -> LabelDecision | None:
     """Decide the label of one track by pattern bank first, CLIP second, and the detector's class third.
+
+    Args:
+        detector_label: ``None`` if the track's classes have no label.
+        detector_share: its share of the detector's votes.
 
     Returns:
         ``None`` if no source has a label for it: the track is dropped.
@@ -186,22 +203,25 @@ def decide_label(record: TrackRecord, detector_label: str | None, scores: LabelS
         key=lambda item: item[1],
         default=("", 0.0),
     )
-    meta = _score_meta(record, detector_label, scores, text_label, text_score)
     probability = patterns.probability if patterns and learned else 0.0
     if text_label and text_score >= ACCEPT_TEXT and text_score > probability:
-        return LabelDecision(text_label, text_score, _with_summary(meta, "text", text_label, text_score))
-    if learned is not None:
-        return LabelDecision(learned, probability, _with_summary(meta, "patterns", learned, probability))
-    if detector_label is None:
+        source, label, label_score = "text", text_label, text_score
+    elif learned is not None:
+        source, label, label_score = "patterns", learned, probability
+    elif detector_label is not None:
+        source, label, label_score = "detector", detector_label, detector_share
+    else:
         return None
-    return LabelDecision(
-        detector_label, record.score, _with_summary(meta, "detector", detector_label, record.score) if meta else {}
-    )
+    meta: dict[str, Any] = {"detector_score": round(float(record.score), 4), "label_score": round(label_score, 4)}
+    others = _other_scores(scores, text_label, text_score)
+    if others:
+        named = {"label_source": source, "detector_label": detector_label or "", **meta, **others}
+        meta = {**named, "text": _summary(named, record.top_class, label)}
+    return LabelDecision(label, float(record.score), label_score, meta)
 
 
-def _score_meta(
-    record: TrackRecord, detector_label: str | None, scores: LabelScores, text_label: str, text_score: float
-) -> dict[str, Any]:
+def _other_scores(scores: LabelScores, text_label: str, text_score: float) -> dict[str, Any]:
+    """Return the scores of pattern bank and CLIP, if they were asked."""
     meta: dict[str, Any] = {}
     patterns = scores.patterns
     if patterns and patterns.best is not None:
@@ -211,14 +231,13 @@ def _score_meta(
     if scores.text:
         meta["text_label"] = text_label
         meta["text_score"] = round(text_score, 4)
-    if meta:
-        meta = {"detector_label": detector_label or "", "detector_score": round(float(record.score), 4), **meta}
     return meta
 
 
-def _with_summary(meta: dict[str, Any], source: str, label: str, score: float) -> dict[str, Any]:
-    """Add the deciding source and a summary; Label Studio shows ``text`` with the region."""
-    parts = [f"{label or 'no label'} ({score:.2f}) from {_SOURCES[source]}"]
+def _summary(meta: Mapping[str, Any], detector_class: str, label: str) -> str:
+    """Return why a track has its label; Label Studio shows it with the region."""
+    source = meta["label_source"]
+    parts = [f"{label or 'no label'} ({meta['label_score']:.2f}) from {_SOURCES[source]}"]
     if "pattern_label" in meta and source != "patterns":
         parts.append(f"patterns: {meta['pattern_label']} {meta['pattern_score']:.2f}")
     nearest = meta.get("nearest_exemplar", {})
@@ -229,9 +248,8 @@ def _with_summary(meta: dict[str, Any], source: str, label: str, score: float) -
         parts.append(f"like {where} (similarity {nearest['similarity']:.2f})")
     if meta.get("text_label") and source != "text":
         parts.append(f"text: {meta['text_label']} {meta['text_score']:.2f}")
-    if source != "detector":
-        parts.append(f"detector: {meta['detector_label'] or 'no label'} {meta['detector_score']:.2f}")
-    return {"label_source": source, **meta, "text": "; ".join(parts)}
+    parts.append(f"detector: {detector_class} {meta['detector_score']:.2f}")
+    return "; ".join(parts)
 
 
 _SOURCES = {"patterns": "examples", "text": "the label's name", "detector": "the detector"}

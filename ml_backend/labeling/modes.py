@@ -13,7 +13,7 @@ from ml_backend.core.settings import Mode, Settings
 from ml_backend.embeddings.hub import ResolvedModel, resolve_clip, resolve_embedder
 
 #: Increment when the same embeddings and exemplars lead to other labels.
-RECIPE = 2
+RECIPE = 3
 
 
 @dataclass(frozen=True, slots=True)

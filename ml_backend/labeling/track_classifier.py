@@ -76,7 +76,10 @@ class TrackClassifier:
 
         if self.bank and self.models.embedder and allowed & set(self.bank.labels):
             for index, embeddings in embedded(self.models.embedder):
-                matches[index] = self.bank.classify(embeddings, allowed)
+                votes = tracks.votes(tracks.tracks[index])
+                reaches = partial(self.bank.taught.reaches, class_scores=votes, trained=detector.trained)
+                unreached = [label for label in self.bank.labels if not reaches(label)]
+                matches[index] = self.bank.classify(embeddings, allowed, unreached)
         if self.models.clip:
             zero_shot = _zero_shot(self.models.clip, self.settings, control.labels).calibrate(self.annotated_embeddings)
             for index, embeddings in embedded(self.models.clip):

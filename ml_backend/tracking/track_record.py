@@ -64,6 +64,14 @@ class TrackSet:
     frames: int
     seconds: float = field(default=0.0, compare=False)
 
+    def votes(self, track: TrackRecord) -> Mapping[str, float]:
+        """Return a track's votes by class; none if the detector tells no classes."""
+        return {} if self.class_agnostic else track.class_scores
+
+    def detector_class(self, track: TrackRecord) -> str:
+        """Return the class with the most votes; empty if the detector tells no classes."""
+        return track.top_class if self.votes(track) else ""
+
     def dump(self) -> bytes:
         """Serialise as gzipped JSON."""
         body = {**asdict(self), "format": FORMAT}

@@ -21,7 +21,7 @@ from ml_backend.core.errors import StorageError
 from ml_backend.db.migrations import REVISIONS
 from ml_backend.db.migrations.versions import r0001_baseline
 from ml_backend.db.storage import Storage
-from ml_backend.db.tables import metadata, predictions
+from ml_backend.db.tables import exemplars, metadata, predictions
 from tests.builders import ROOT
 
 
@@ -252,6 +252,20 @@ def test_database_of_the_release_before_migrations_is_upgraded(
     assert upgraded.pending_projects() == pending
     assert structure(other) == structure(storage.engine)
     assert upgraded.get_prediction("k") == {"result": []}
+
+
+def test_exemplars_of_the_release_before_are_kept_and_read_again(other: sa.Engine) -> None:
+    tables_of_the_release_before(other)
+    row = {"model": "m", "label": "a", "annotation_id": 1, "region_id": "r", "embedding": "k", "origin": ""}
+    with other.begin() as connection:
+        table = r0001_baseline.metadata.tables["exemplars"]
+        rows = [{**row, "project_id": project, "task_id": task} for project, task in ((7, 5), (7, 6), (8, 0))]
+        connection.execute(sa.insert(table), rows)
+    upgraded = Storage(str(other.url))
+    with upgraded.engine.connect() as connection:
+        kept = connection.execute(sa.select(exemplars.c.task_id, exemplars.c.detector_class)).all()
+    assert kept == [(5, ""), (6, ""), (0, "")]
+    assert upgraded.pending_projects() == [("learn", 7)]  # 8 has imported ones only
 
 
 @pytest.mark.parametrize(

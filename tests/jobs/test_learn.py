@@ -129,8 +129,9 @@ def test_a_label_of_one_video_appears_on_the_right_track_of_another(
     nearest = meta["nearest_exemplar"]
     assert (nearest["task"], nearest["label"]) == (first, "vehicle")
     assert nearest["region"] in {region["id"] for region in annotation.result}
-    assert 0.5 <= meta["pattern_score"] == rows["top"]["score"] <= 1
+    assert 0.5 <= meta["pattern_score"] == meta["label_score"] <= 1
     assert 0 < meta["detector_score"] <= 1
+    assert rows["top"]["score"] == min(meta["label_score"], meta["detector_score"])
     assert "vehicle" in meta["text"]
     assert here.queue.failed_jobs() == []
 
@@ -352,6 +353,63 @@ def test_regions_that_teach_nothing(
     work(here)
     assert set(counts(here, project)) <= {""}
     assert here.queue.failed_jobs() == []
+
+
+def drawn(region_id: str, label: str, *spans: tuple[str, int, range]) -> dict[str, Any]:
+    """A region drawn by hand around cut-outs of :func:`make_scene`: name, top edge and frames of each."""
+    sequence = []
+    for name, top, frames in spans:
+        left, upper, right, lower = CUTS[name]
+        wide = round((right - left) * 110 / (lower - upper))
+        for number in frames:
+            x = 5 + number * (480 - wide - 10) // 40
+            box = {"x": x / 4.8, "y": top / 3.6, "width": wide / 4.8, "height": 110 / 3.6, "rotation": 0}
+            sequence.append({"frame": number + 1, "enabled": True, "time": number / 20, **box})
+    value = {"framesCount": 40, "duration": 2.0, "sequence": sequence, "labels": [label]}
+    return {"id": region_id, "from_name": "box", "to_name": "video", "type": "videorectangle", "value": value}
+
+
+def test_a_track_that_jumps_to_another_object_teaches_its_longer_part(site: Make, work: Work) -> None:
+    here = site()
+    project = here.project(CONFIG)
+    scene = [("woman", 5), ("man", 125), ("girl", 245)]
+    make_scene(here.videos / "jumps.mp4", scene)
+    make_scene(here.videos / "clean.mp4", [("man", 5), ("bus", 125), ("woman", 245)])
+    jumps, clean = (here.task(project, video=f"/data/local-files/?d={name}.mp4") for name in ("jumps", "clean"))
+    for task in (jumps, clean):
+        here.queue.request_prepare(project, task)
+    work(here)
+    whole = range(8, 40)
+    others = [
+        drawn(f"c{n}", "walker", (name, top, whole)) for n, (name, top) in enumerate([("man", 5), ("woman", 245)])
+    ]
+    here.sdk.annotations.create(id=clean, result=[*others, drawn("c9", "vehicle", ("bus", 125, whole))])
+    here.queue.request_learning(project, [clean])
+    work(here)
+    assert patterns(here).info(project)["jumps"] == []
+    joined = drawn("joined", "walker", ("woman", 5, range(8, 28)), ("man", 125, range(28, 40)))
+    result = [joined, drawn("girl", "unused", ("girl", 245, whole))]
+    annotation = here.sdk.annotations.create(id=jumps, result=result)
+    here.queue.request_learning(project, [jumps])
+    container = work(here)
+    info = patterns(here).info(project)
+    (found,) = info["jumps"]
+    moment = found.pop("frame")
+    assert found == {"task": jumps, "region": "joined", "label": "walker", "untaught": "second"}
+    assert abs(moment - 29) <= 2
+    _, origins = container.projects.patterns.exemplars(project, info["embedder"])
+    taught = {origin.frame for origin in origins.values() if origin.region_id == "joined"}
+    assert taught
+    assert max(taught) < 28
+    assert len([origin for origin in origins.values() if origin.region_id == "girl"]) == 4
+    digest = container.projects.patterns.digest(project, info["embedder"])
+    here.queue.request_learning(project, [jumps])
+    work(here)
+    assert container.projects.patterns.digest(project, info["embedder"]) == digest
+    here.sdk.annotations.update(annotation.id, result=result[1:])
+    here.queue.request_learning(project, [jumps])
+    work(here)
+    assert patterns(here).info(project)["jumps"] == []
 
 
 def test_find_more_like_this(two: tuple[Site, int, int, int], work: Work) -> None:

@@ -64,7 +64,7 @@ NEAREST = {"label": "fallen", "task": 12, "region": "r1", "frame": 34}
 def who(decision: LabelDecision | None) -> tuple[str, str, float] | None:
     if decision is None:
         return None
-    return decision.meta.get("label_source", "detector"), decision.label, decision.score
+    return decision.meta.get("label_source", "detector"), decision.label, decision.label_score
 
 
 DETECTOR = [None, "person", UNLABELLED]
@@ -92,7 +92,7 @@ def expected(detector: str | None, patterns: str, text: str) -> tuple[str, str, 
         return "text", named[1], named[0]
     if patterns == "sure":
         return "patterns", "fallen", 0.8
-    return None if detector is None else ("detector", detector, 0.625)
+    return None if detector is None else ("detector", detector, 1.0)
 
 
 @pytest.mark.parametrize("detector", DETECTOR)
@@ -105,11 +105,12 @@ def test_who_decides(detector: str | None, patterns: str, text: str) -> None:
     if decision is None:
         return
     asked = patterns not in ("nobody", "nothing") or text != "nobody"
-    assert bool(decision.meta) == asked
+    assert ("label_source" in decision.meta) == asked
     assert json.loads(json.dumps(decision.meta)) == decision.meta
+    assert decision.meta["detector_score"] == 0.625
+    assert decision.meta["label_score"] == decision.label_score
     if asked:
         assert decision.meta["detector_label"] == (detector or "")
-        assert decision.meta["detector_score"] == 0.625
     assert ("pattern_label" in decision.meta) == (patterns not in ("nobody", "nothing"))
     assert ("text_label" in decision.meta) == (text != "nobody")
 
@@ -141,7 +142,7 @@ def test_the_likeliest_name_counts() -> None:
 def test_a_name_of_a_label_with_exemplars_is_left_to_them() -> None:
     opinion = LabelScores(verdict(None, 0.3, best="fallen", others=("medic",)), NEAREST, {"fallen": 0.9, "medic": 0.05})
     decision = decide_label(make_record(), "person", opinion)
-    assert who(decision) == ("detector", "person", 0.625)
+    assert who(decision) == ("detector", "person", 1.0)
     assert decision is not None
     assert decision.meta["text_label"] == ""
     assert decision.meta["text_score"] == 0
@@ -157,6 +158,7 @@ def test_what_examples_say() -> None:
         "label_source": "patterns",
         "detector_label": "person",
         "detector_score": 0.625,
+        "label_score": 0.8124,
         "pattern_label": "fallen",
         "pattern_score": 0.8124,
         "nearest_exemplar": {"label": "fallen", "task": 12, "region": "r1", "frame": 34, "similarity": 0.9123},
@@ -173,7 +175,7 @@ def test_what_an_imported_example_says() -> None:
     assert decision is not None
     assert decision.meta["nearest_exemplar"] == {**nearest, "similarity": 0.9123}
     assert decision.meta["text"] == (
-        "fallen (0.80) from examples; like bank-1f (similarity 0.91); detector: no label 0.62"
+        "fallen (0.80) from examples; like bank-1f (similarity 0.91); detector: person 0.62"
     )
 
 
@@ -181,9 +183,7 @@ def test_what_a_name_says() -> None:
     decision = decide_label(make_record(), None, LabelScores(verdict("fallen", 0.55), NEAREST, {"medic": 0.9}))
     assert decision is not None
     assert decision.meta["label_source"] == "text"
-    assert decision.meta["text"] == (
-        "medic (0.90) from the label's name; patterns: fallen 0.55; detector: no label 0.62"
-    )
+    assert decision.meta["text"] == ("medic (0.90) from the label's name; patterns: fallen 0.55; detector: person 0.62")
 
 
 def test_what_the_detector_says_where_others_were_asked() -> None:
@@ -192,13 +192,39 @@ def test_what_the_detector_says_where_others_were_asked() -> None:
         decision = decide_label(make_record(), label, abstains)
         assert decision is not None
         assert decision.meta["label_source"] == "detector"
-        assert decision.meta["text"] == (f"{named} (0.62) from the detector; patterns: fallen 0.40; text: medic 0.30")
+        assert decision.meta["text"] == (
+            f"{named} (1.00) from the detector; patterns: fallen 0.40; text: medic 0.30; detector: person 0.62"
+        )
 
 
-def test_the_detector_alone_says_nothing() -> None:
-    decision = decide_label(make_record(), "person", LabelScores())
-    assert decision == LabelDecision("person", 0.625, {})
+def test_the_detector_alone_says_how_sure_it_is() -> None:
+    decision = decide_label(make_record(), "person", LabelScores(), 0.75)
+    assert decision == LabelDecision("person", 0.625, 0.75, {"detector_score": 0.625, "label_score": 0.75})
     assert decide_label(make_record(), None, LabelScores()) is None
+
+
+def test_the_class_that_is_named_is_the_detector_s() -> None:
+    """Not the label that the class is mapped to."""
+    record = make_record(class_scores={"car": 3.0, "person": 1.0})
+    decision = decide_label(record, "Vehicle", LabelScores(verdict("fallen", 0.8), NEAREST))
+    assert decision is not None
+    assert decision.meta["detector_label"] == "Vehicle"
+    assert decision.meta["text"].endswith("; detector: car 0.62")
+
+
+@pytest.mark.parametrize(("exists", "labelled", "score"), [(0.9, 0.6, 0.6), (0.5, 0.95, 0.5), (0.7, 0.7, 0.7)])
+def test_a_region_is_as_sure_as_the_less_sure_of_existence_and_label(
+    exists: float, labelled: float, score: float
+) -> None:
+    decision = decide_label(make_record(score=exists), "person", LabelScores(verdict("fallen", labelled), NEAREST))
+    assert decision is not None
+    assert (decision.detector_score, decision.label_score, decision.score) == (exists, labelled, score)
+    region = make_region(make_record().value, control("fallen"), 1, "fallen", decision.score, "person", decision.meta)
+    assert (region["score"], region["meta"]["detector_score"], region["meta"]["label_score"]) == (
+        score,
+        exists,
+        labelled,
+    )
 
 
 def test_region_ids_do_not_depend_on_why() -> None:
@@ -260,9 +286,16 @@ def test_without_others_the_detector_labels() -> None:
     expected = [found for scores in SCORES if (found := detector(scores)) is not None]
     assert labels_of(labelled) == [[name] for name in expected] == [["person"], ["vehicle"]]
     assert [record.track_id for record, _ in labelled.kept] == [0, 1]
-    assert [decision for _, decision in labelled.kept] == [LabelDecision(name, 0.625) for name in expected]
+    assert [(decision.label, decision.label_score) for _, decision in labelled.kept] == [
+        ("person", 0.6),
+        ("vehicle", 1),
+    ]
+    assert [region["score"] for region in labelled.regions] == [0.6, 0.625]
     assert dict(labelled.unmapped) == {"chair": 2, "object": 1}
-    assert [region["meta"] for region in labelled.regions] == [{"original_class": "person"}, {"original_class": "car"}]
+    assert [region["meta"] for region in labelled.regions] == [
+        {"original_class": "person", "detector_score": 0.625, "label_score": 0.6},
+        {"original_class": "car", "detector_score": 0.625, "label_score": 1.0},
+    ]
     assert labelled.regions == label(tracks, where, {}).regions  # nobody has an opinion: the same, byte for byte
 
 
@@ -310,7 +343,7 @@ def test_a_class_without_label_can_still_get_a_learned_one() -> None:
     opinions = {0: LabelScores(verdict("throne"), NEAREST), 1: LabelScores(text={"throne": 0.7})}
     labelled = label(tracks, control("person", "throne"), opinions)
     assert labels_of(labelled) == [["throne"], ["throne"]]
-    assert [region["score"] for region in labelled.regions] == [0.8, 0.7]
+    assert [region["meta"]["label_score"] for region in labelled.regions] == [0.8, 0.7]
     assert [region["meta"]["label_source"] for region in labelled.regions] == ["patterns", "text"]
     assert all(region["meta"]["original_class"] == "chair" for region in labelled.regions)
     assert dict(labelled.unmapped) == {"chair": 1}

@@ -249,7 +249,13 @@ def store(tmp_path: Path) -> PatternStore:
 
 
 def teach(
-    store: PatternStore, model: ResolvedModel, vectors: dict[str, FloatArray], *, project: int = 1, task: int = 10
+    store: PatternStore,
+    model: ResolvedModel,
+    vectors: dict[str, FloatArray],
+    *,
+    project: int = 1,
+    task: int = 10,
+    detector_class: str = "",
 ) -> None:
     """One object a label, of these views."""
     wanted = []
@@ -257,7 +263,7 @@ def teach(
         crops = [CropEmbedding(n, (float(number), 0.0, 50.0, 50.0), row, b"") for n, row in enumerate(rows)]
         store.crop_embeddings(f"taught-{task}").add(model.model_id, crops)
         keys = [crop.key(f"taught-{task}", model.model_id) for crop in crops]
-        wanted += [NewExemplar(f"r-{label}", label, key) for key in keys]
+        wanted += [NewExemplar(f"r-{label}", label, key, detector_class=detector_class) for key in keys]
     store.replace_task(project, model.model_id, task, 1, wanted)
 
 
@@ -304,6 +310,39 @@ def test_only_labels_of_the_config_are_given(make: MakeSettings, store: PatternS
     assert found[0].patterns is not None
     assert set(found[0].patterns.probabilities) == {"zebra"}
     assert opinions(hybrid, control("person"), None) == [LabelScores()] * 4  # none of them: nothing is embedded
+
+
+def test_a_label_taught_on_persons_does_not_reach_bicycles(make: MakeSettings, store: PatternStore, clip: Path) -> None:
+    values = make()
+    models = classifier_models(values, "yolo_dinov2")
+    assert models.embedder is not None
+    seen = see(values, models.embedder, clip)
+    where = control("alarm", "zebra", "person", "bicycle")
+
+    def found(votes: dict[str, float], *, agnostic: bool = False, trained: bool = False) -> LabelScores:
+        tracks = replace(make_set(record(1, RED, 0, 5, 9, **votes)), class_agnostic=agnostic)
+        detector = DetectorLabels(where, ("person", "bicycle"), agnostic, trained=trained)
+        classifier = TrackClassifierFactory(values, store).get(1, models)
+        assert classifier is not None
+        return classifier.label_scores(tracks, where, detector, MemoryCropEmbeddings(), lambda: nullcontext(clip))[0]
+
+    def best(*args: Any, **changes: Any) -> str | None:
+        match = found(*args, **changes).patterns
+        return match.best if match else None
+
+    teach(store, models.embedder, {"alarm": seen[1]}, detector_class="person")
+    assert best({"person": 3.0}) == "alarm"
+    assert best({"bicycle": 3.0}) is None
+    assert best({"bicycle": 3.0, "person": 2.0}) == "alarm"  # the detector is not sure
+    assert best({"object": 3.0}, agnostic=True) == "alarm"
+    refused = found({"bicycle": 3.0}).patterns
+    assert refused is not None
+    assert refused.probabilities == {"alarm": 0.0}  # so that CLIP does not name it either
+    teach(store, models.embedder, {"alarm": seen[1]}, task=11, detector_class="bicycle")
+    assert best({"bicycle": 3.0}) == "alarm"  # examples of both
+    teach(store, models.embedder, {"alarm": seen[1]}, task=11)
+    teach(store, models.embedder, {"alarm": seen[1]})
+    assert best({"bicycle": 3.0}) == "alarm"  # nothing is known of them
 
 
 def test_imported_exemplars_name_their_origin(make: MakeSettings, store: PatternStore, clip: Path) -> None:

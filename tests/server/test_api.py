@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 from redis import Redis
@@ -22,7 +23,10 @@ from ml_backend.core.settings import Settings
 from ml_backend.detectors.loading import yolo_detector
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.detectors.yolo import YoloDetector
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
 from ml_backend.jobs.worker_status import WorkerStatus
+from ml_backend.labeling.few_shot.identity_jumps import IdentityJump
+from ml_backend.labeling.few_shot.pattern_store import NewExemplar
 from ml_backend.labeling.model_version import version_settings
 from ml_backend.server.api import handlers
 from ml_backend.server.api.requests import ExportFormat
@@ -63,7 +67,7 @@ def test_status_tells_what_runs_the_detector(
         WorkerStatus(room.services.queue).tick("one", 60)
         handlers.system_state.cache_clear()
         models = room.get("/api/status")["models"]
-        text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
+        text = room.client.get("/", headers={"Accept": "text/html", "Sec-Fetch-Site": "none"}).get_data(as_text=True)
     assert (models["engine"], models["precision"]) == ("torch", "fp32")
     assert "int8 needs OpenVINO." in models["notes"]
     assert "torch fp32" in text
@@ -80,7 +84,7 @@ def test_status_names_workers_with_other_settings(
             WorkerStatus(room.services.queue, other).tick(name, 60)
         handlers.system_state.cache_clear()
         notes = room.get("/api/status")["models"]["notes"]
-        text = room.client.get("/", headers={"Accept": "text/html"}).get_data(as_text=True)
+        text = room.client.get("/", headers={"Accept": "text/html", "Sec-Fetch-Site": "none"}).get_data(as_text=True)
     (told,) = [note for note in notes if "instead of" in note]
     assert told.startswith("Worker one runs with STRIDE 1 instead of 3: ")
     assert told in text
@@ -367,6 +371,37 @@ def test_jobs_of_label_studio_are_listed_too(room: Room) -> None:
 def test_patterns_before_anything_is_learned(room: Room) -> None:
     found = room.get("/api/get_patterns_info?project=7")
     assert (found["labels"], found["job"], found["mode"]) == ({}, None, "yolo_dinov2")
+
+
+def test_what_is_doubtful_is_shown(room: Room) -> None:
+    """Jumps at once, suspicious exemplars once a job has computed them for this state of the bank."""
+    store, queue = room.services.projects.patterns, room.services.queue
+    model = room.get("/api/get_patterns_info?project=7")["embedder"]
+    crops = [CropEmbedding(n, (float(n), 0.0, 9.0, 9.0), np.eye(3, dtype=np.float32)[n], b"\xff\xd8") for n in range(2)]
+    store.crop_embeddings("v").add(model, crops)
+    wanted = [NewExemplar(f"r{n}", "medic", crop.key("v", model)) for n, crop in enumerate(crops)]
+    store.replace_task(7, model, 5, 1, wanted)
+    store.replace_jumps(7, 5, [IdentityJump("r1", "medic", 231, "first")])
+    info = room.get("/api/get_patterns_info?project=7")
+    assert info["jumps"] == [{"task": 5, "region": "r1", "label": "medic", "frame": 231, "untaught": "first"}]
+
+    def suspicious() -> dict[str, bool | None]:
+        found = room.get("/api/exemplars?project=7&label=medic")["exemplars"]
+        return {item["region"]: item["suspicious"] for item in found}
+
+    assert suspicious() == {"r0": None, "r1": None}
+    ids = {origin.region_id: number for number, origin in store.exemplars(7, model)[1].items()}
+    facts = {"labels": {"medic": {"suspicious": [ids["r1"]]}}, "map": [], "digest": store.digest(7, model)}
+    queue.publish("patterns-7", facts)
+    assert suspicious() == {"r0": False, "r1": True}
+    page = room.client.get(
+        "/?project=7&step=learn", headers={"Accept": "text/html", "Sec-Fetch-Site": "none"}
+    ).get_data(as_text=True)
+    assert page.count('class="suspicious"') == 1
+    assert "1 suspicious" in page
+    assert "at frame 231: its first part is not taught" in page
+    queue.publish("patterns-7", {**facts, "digest": "another"})
+    assert suspicious() == {"r0": None, "r1": None}
 
 
 def test_nothing_is_similar_to_what_is_not_known(room: Room) -> None:

@@ -40,20 +40,38 @@ def info(project: int, as_json: bool) -> None:
         console.print(f"Note: {note}")
     _table(
         console,
-        ["label", "objects", "exemplars", "tasks", "clusters", "similar from", "safe from"],
+        [
+            "label",
+            "objects",
+            "exemplars",
+            "suspicious",
+            "tasks",
+            "clusters",
+            "similar from",
+            "safe from",
+            "detected as",
+        ],
         [
             [
                 label or "(background)",
                 facts["objects"],
                 facts["exemplars"],
+                len(facts.get("suspicious", ())) or "",
                 facts["tasks"],
                 facts.get("clusters", ""),
                 facts.get("threshold", ""),
                 facts.get("safe_threshold", ""),
+                ", ".join(facts.get("classes", ())),
             ]
             for label, facts in report["labels"].items()
         ],
     )
+    for jump in report["jumps"]:
+        console.print(
+            f"Track {jump['region']} ({jump['label']}) of task {jump['task']} seems to change from one object to "
+            f"another at frame {jump['frame']}: its {jump['untaught']} part is not taught.",
+            highlight=False,
+        )
 
 
 @main.command()

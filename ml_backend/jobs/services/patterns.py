@@ -27,7 +27,9 @@ class Patterns:
         return self._container.projects
 
     def summary(self, project_id: int) -> dict[str, Any]:
-        """Return mode, models, version, and per label: exemplars, objects, tasks. Quick: loads no exemplar.
+        """Return mode, models, version, and per label: exemplars, objects, tasks; also jumps of annotated tracks.
+
+        Quick: loads no exemplar.
 
         Raises:
             WeightsError, StorageError: see :class:`ml_backend.jobs.project_models.ProjectModelStore`.
@@ -42,19 +44,26 @@ class Patterns:
             "clip": clip.model_id if clip else None,
             "notes": [note for note in (models.detector.note, *models.classifier.notes) if note],
             "labels": dict(self.projects.patterns.counts(project_id, embedder.model_id)) if embedder else {},
+            "jumps": [
+                {"task": task, "region": jump.region_id, "label": jump.label, "frame": jump.frame}
+                | {"untaught": jump.untaught}
+                for task, jump in (self.projects.patterns.jumps(project_id) if models.classifier.ids else ())
+            ],
         }
 
     def info(self, project_id: int) -> dict[str, Any]:
-        """Return the :meth:`summary`, and per label also: clusters, thresholds."""
+        """Return the :meth:`summary`, and per label also: clusters, thresholds, detector classes, suspicious ids."""
         report = self.summary(project_id)
         if report["embedder"]:
-            bank, _ = self.projects.classifiers.bank(project_id, report["embedder"])
+            bank, origins = self.projects.classifiers.bank(project_id, report["embedder"])
             if bank:
                 for label in bank.labels:
                     report["labels"][label] |= {
                         "clusters": bank.clusters[label],
                         "threshold": round(bank.thresholds[label], 4),
                         "safe_threshold": round(bank.safe_thresholds[label], 4),
+                        "classes": sorted(bank.taught.classes[label]) if label in bank.taught.bound else [],
+                        "suspicious": sorted(i for i in bank.suspicious if origins[i].label == label),
                     }
         return report
 
@@ -124,7 +133,8 @@ class Patterns:
         from ml_backend.embeddings.loading import use_embedder
         from ml_backend.labeling.few_shot.similarity_search import find_similar
 
-        embedder = self._embedder(project_id)
+        models = self.projects.models(project_id, download=True)
+        embedder = require_embedder(models.classifier)
         bank, _ = self.projects.classifiers.bank(project_id, embedder.model_id)
         if bank is None:
             raise ConfigError(
@@ -144,6 +154,7 @@ class Patterns:
             open_video=lambda stored: self._container.media.open(stored.uri, stored.task_id),
             tasks=open_tasks,
             limit=limit,
+            trained=models.trained is not None,
             on_skip=lambda stored, error: skipped.append(f"task {stored.task_id}: {error}"),
         )
         return [track for track in tracks if track.safe or not safe_only], skipped

@@ -50,7 +50,7 @@ class Trainings:
         from ml_backend.training.review_store import ReviewStore
 
         last = self._registry.last(project_id)
-        if last is None or self.policy(project_id).pseudo_labels or self._storage.pending("learn", project_id):
+        if last is None or self._storage.pending("learn", project_id):
             return
         digest = training_settings_digest(self._queue.settings, self._projects.models(None).detector.sha256)
         if is_unchanged_since(ReviewStore(self._storage).tasks(project_id), digest, last):

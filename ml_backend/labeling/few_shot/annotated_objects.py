@@ -40,6 +40,7 @@ class AnnotatedObject:
         frames: ``(n,)`` 0-based decoded frames on which it is visible.
         xyxy: ``(n, 4)`` pixels.
         crops: boxes to embed.
+        detector_class: of its track; empty if unknown.
     """
 
     region_id: str
@@ -47,6 +48,7 @@ class AnnotatedObject:
     frames: IntArray
     xyxy: Float64Array
     crops: tuple[CropBox, ...]
+    detector_class: str = ""
 
 
 def annotated_objects(
@@ -132,21 +134,42 @@ def reuse_embedded_crops(item: AnnotatedObject, embedded: Sequence[CropEmbedding
     return tuple(CropBox(frame, crop.xyxy, 1.0) for frame, crop in sorted(by_frame.items()))
 
 
-def rejected_tracks(tracks: TrackSet, objects: Sequence[AnnotatedObject]) -> list[TrackRecord]:
-    """Return the most confident tracks that overlap no annotated object: the annotator saw them and gave no label."""
-    annotated: dict[int, list[Any]] = {}
-    crop_frames = {crop.frame for record in tracks.tracks for crop in record.crops}
-    for item in objects:
-        for frame, box in zip(item.frames.tolist(), item.xyxy, strict=True):
-            if frame in crop_frames:
-                annotated.setdefault(frame, []).append(box)
+class TrackOverlaps:
+    """How much the tracks of a video overlap its annotated objects, on the frames of the tracks' crops."""
 
-    def is_annotated(record: TrackRecord) -> bool:
-        return any(
-            crop.frame in annotated and float(iou_matrix([crop.xyxy], annotated[crop.frame]).max()) >= MIN_ANNOTATED_IOU
-            for crop in record.crops
-        )
+    def __init__(self, tracks: TrackSet, objects: Sequence[AnnotatedObject]) -> None:
+        self._tracks = tracks
+        annotated: dict[int, list[tuple[int, Any]]] = {}
+        crop_frames = {crop.frame for record in tracks.tracks for crop in record.crops}
+        for number, item in enumerate(objects):
+            for frame, box in zip(item.frames.tolist(), item.xyxy, strict=True):
+                if frame in crop_frames:
+                    annotated.setdefault(frame, []).append((number, box))
+        largest = np.zeros((len(tracks.tracks), len(objects)))
+        mean = np.zeros_like(largest)
+        for row, record in enumerate(tracks.tracks):
+            for crop in record.crops:
+                if crop.frame in annotated:
+                    numbers, boxes = zip(*annotated[crop.frame], strict=True)
+                    iou = iou_matrix([crop.xyxy], boxes)[0]
+                    np.maximum.at(largest[row], list(numbers), iou)
+                    np.add.at(mean[row], list(numbers), iou / len(record.crops))
+        self._largest, self._mean = largest, mean
 
-    rejected = [record for record in tracks.tracks if record.crops and not is_annotated(record)]
-    rejected.sort(key=lambda record: (-record.score, record.track_id))
-    return sorted(rejected[:MAX_BACKGROUND], key=lambda record: record.track_id)
+    def rejected(self) -> list[TrackRecord]:
+        """Return the most confident tracks that overlap no object: the annotator saw them and gave no label."""
+        annotated = set(np.flatnonzero((self._largest >= MIN_ANNOTATED_IOU).any(axis=1)).tolist())
+        rejected = [record for row, record in enumerate(self._tracks.tracks) if record.crops and row not in annotated]
+        rejected.sort(key=lambda record: (-record.score, record.track_id))
+        return sorted(rejected[:MAX_BACKGROUND], key=lambda record: record.track_id)
+
+    def detector_classes(self) -> list[str]:
+        """Return the detector's class of each object's track; empty if it has none, or the detector tells none."""
+        if not self._tracks.tracks:
+            return [""] * self._mean.shape[1]
+        mean = np.where(self._largest >= MIN_ANNOTATED_IOU, self._mean, 0.0)
+        best = [self._tracks.tracks[row] for row in mean.argmax(axis=0).tolist()]
+        return [
+            self._tracks.detector_class(record) if found > 0 else ""
+            for record, found in zip(best, mean.max(axis=0).tolist(), strict=True)
+        ]

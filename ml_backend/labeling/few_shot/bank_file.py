@@ -39,6 +39,7 @@ class BankFile:
         vectors: ``(n, d)`` float32, L2-normalised.
         groups: ``(n,)`` int64, one number per annotated object.
         thumbnails: ``(n,)`` JPEGs.
+        classes: ``(n,)`` detector classes; empty strings if unknown, as in files of earlier releases.
         origin: digest of the content.
     """
 
@@ -47,6 +48,7 @@ class BankFile:
     vectors: FloatArray
     groups: IntArray
     thumbnails: tuple[bytes, ...]
+    classes: tuple[str, ...]
     origin: str
 
     def exemplars(self) -> tuple[Exemplars, dict[int, ExemplarOrigin]]:
@@ -56,7 +58,7 @@ class BankFile:
         origins = {
             i: ExemplarOrigin(label, 0, f"{self.origin}-{group}", i - 1, self.origin) for i, label, group in rows
         }
-        return Exemplars(ids, self.vectors, self.labels, self.groups), origins
+        return Exemplars(ids, self.vectors, self.labels, self.groups, self.classes), origins
 
 
 def export_bank(store: PatternStore, project_id: int, model_id: str, out: Path) -> int:
@@ -86,6 +88,7 @@ def export_bank(store: PatternStore, project_id: int, model_id: str, out: Path) 
         "version": VERSION,
         "model": model_id,
         "labels": json.dumps(exemplars.labels, ensure_ascii=False),
+        "classes": json.dumps(exemplars.classes, ensure_ascii=False),
     }
     with atomic_binary_writer(out) as file:
         file.write(save(tensors, metadata))
@@ -137,13 +140,11 @@ def _parse(path: Path, data: bytes) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _checked(metadata: dict[str, str], tensors: dict[str, Any]) -> BankFile:
-    labels = json.loads(metadata["labels"])
-    if not isinstance(labels, list) or not all(isinstance(x, str) and len(x) <= MAX_LABEL for x in labels):
-        raise ValueError(f"expected labels of up to {MAX_LABEL} characters")
-    if any("\0" in label for label in labels):
-        raise ValueError("expected labels without NUL characters")
-    "".join(labels).encode()  # fails on lone surrogates, which no database takes
+    labels = _checked_names(metadata["labels"])
     n = len(labels)
+    classes = _checked_names(metadata["classes"]) if "classes" in metadata else [""] * n
+    if len(classes) != n:
+        raise ValueError(f"expected {n} classes, got {len(classes)}")
     half, groups, ends = tensors["embeddings"], tensors["groups"], tensors["thumbnail_ends"]
     if half.dtype != np.float16 or half.ndim != 2 or len(half) != n or not half.shape[1]:
         raise ValueError(f"expected embeddings of shape ({n}, d), got {half.shape}")
@@ -159,9 +160,20 @@ def _checked(metadata: dict[str, str], tensors: dict[str, Any]) -> BankFile:
     thumbnails = tuple(jpegs[a:b] for a, b in pairwise(bounds))
     # A digest of the content, as the order of the file's header may vary.
     content = hashlib.sha256(repr((metadata["model"], labels, groups.tolist(), bounds)).encode())
+    content.update(repr(classes).encode() if any(classes) else b"")  # digests of earlier files stay
     content.update(half.tobytes() + jpegs)
     origin = content.hexdigest()[:16]
-    return BankFile(str(metadata["model"]), tuple(labels), vectors, groups, thumbnails, origin)
+    return BankFile(str(metadata["model"]), tuple(labels), vectors, groups, thumbnails, tuple(classes), origin)
+
+
+def _checked_names(text: str) -> list[str]:
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(x, str) and len(x) <= MAX_LABEL for x in names):
+        raise ValueError(f"expected labels and classes of up to {MAX_LABEL} characters")
+    if any("\0" in name for name in names):
+        raise ValueError("expected labels and classes without NUL characters")
+    "".join(names).encode()  # fails on lone surrogates, which no database takes
+    return names
 
 
 def _unusable(path: Path, why: str) -> ConfigError:
@@ -187,8 +199,8 @@ def import_bank(store: PatternStore, project_id: int, bank: BankFile) -> int:
     ]
     store.crop_embeddings(video).add(bank.model_id, crops)
     exemplars = [
-        NewExemplar(f"{bank.origin}-{group}", label, crop.key(video, bank.model_id), bank.origin)
-        for label, group, crop in zip(bank.labels, bank.groups.tolist(), crops, strict=True)
+        NewExemplar(f"{bank.origin}-{group}", label, crop.key(video, bank.model_id), bank.origin, name)
+        for label, name, group, crop in zip(bank.labels, bank.classes, bank.groups.tolist(), crops, strict=True)
     ]
     store.add_imported(project_id, bank.model_id, exemplars)
     return len(exemplars)

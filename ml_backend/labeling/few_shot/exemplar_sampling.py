@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from ml_backend.core.types import Float64Array, FloatArray, IntArray
+from ml_backend.core.types import BoolArray, Float64Array, FloatArray, IntArray
 
 MAX_CROPS = 512  # of all labels: comparing with 512 of 1,536 dimensions takes a CPU under a millisecond
 CROPS_PER_OBJECT = 12  # more crops of one object add little
@@ -67,6 +67,11 @@ def sample_exemplars(embeddings: FloatArray, labels: IntArray, ids: IntArray, gr
         _, object_of, crops = np.unique(groups[rows], return_inverse=True, return_counts=True)
         weight[rows] = 1.0 / crops[object_of] / len(crops)
     return ExemplarSample(embeddings, labels, ids, groups, folds, weight)
+
+
+def without(sample: ExemplarSample, rows: BoolArray) -> ExemplarSample:
+    """Return a sample without the ``(p,)`` marked rows."""
+    return ExemplarSample(*(getattr(sample, field.name)[~rows] for field in fields(sample)))
 
 
 def _distinct(embeddings: FloatArray, rows: IntArray) -> IntArray:

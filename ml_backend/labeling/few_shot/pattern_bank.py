@@ -7,11 +7,12 @@ Two heads score a crop (:mod:`.heads`). Their scores are calibrated to probabili
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import softmax  # type: ignore[import-untyped,unused-ignore]
 
-from ml_backend.core.types import UNLABELLED, Float64Array, FloatArray, IntArray
+from ml_backend.core.types import UNLABELLED, BoolArray, Float64Array, FloatArray, IntArray
 from ml_backend.labeling.few_shot.calibration import (
     Acceptance,
     Evidence,
@@ -20,13 +21,19 @@ from ml_backend.labeling.few_shot.calibration import (
     make_evidence,
 )
 from ml_backend.labeling.few_shot.clusters import count_clusters
-from ml_backend.labeling.few_shot.exemplar_sampling import ExemplarSample, sample_exemplars
+from ml_backend.labeling.few_shot.detector_classes import TaughtClasses
+from ml_backend.labeling.few_shot.exemplar_sampling import ExemplarSample, sample_exemplars, without
 from ml_backend.labeling.few_shot.heads import LabelHeads
 from ml_backend.labeling.few_shot.reidentification import Reidentification, fit_reidentification
 
 ACCEPT = 0.5  # probability from which a label is accepted: more likely right than wrong
 SAFE = 0.9  # target precision of pseudo-labels
 MAX_OBJECTS = 10  # largest weight of a label in calibration, in objects
+# Probability of its own label, held out, below which an annotated object contradicts its label, and how much its crops
+# count then. Fewer other objects of the label than witnesses cannot tell a mistake from another appearance.
+CONTRADICTED = 0.03
+DOUBT = 0.2
+WITNESSES = 2
 TIE = 0.02  # smaller differences between the two best probabilities are a tie
 
 
@@ -41,15 +48,19 @@ class Exemplars:
             annotators may skip objects.
         groups: ``(n,)`` int64, index of the annotated object: crops of one object are near-duplicates and share a
             cross-validation fold.
+        classes: ``(n,)`` the detector's class of each object; empty strings if unknown, and by default.
     """
 
     ids: IntArray
     embeddings: FloatArray
     labels: tuple[str, ...]
     groups: IntArray
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.labels)
+        if self.classes and len(self.classes) != n:
+            raise ValueError(f"expected {n} classes, got {len(self.classes)}")
         if self.embeddings.ndim != 2 or len(self.embeddings) != n:
             raise ValueError(f"expected embeddings of shape ({n}, d), got {self.embeddings.shape}")
         for name in ("ids", "groups"):
@@ -71,7 +82,8 @@ class PatternMatch:
         label: ``None`` if no label is probable enough or two labels tie.
         probability: calibrated, 0..1, of the best label, also when abstaining.
         best: the best label, also when abstaining; ``None`` only without candidate labels.
-        probabilities: calibrated, by label; independent of each other, so that they need not add up to 1.
+        probabilities: calibrated, by label; independent of each other, so that they need not add up to 1. 0 for labels
+            that do not reach the track's detector class.
         similarity: cosine to the nearest exemplar of ``best``; 0 without one.
         nearest: id of that exemplar.
     """
@@ -98,6 +110,9 @@ class PatternBank:
         safe_thresholds: by label, the score of :meth:`rank` from which pseudo-labels are safe. With few exemplars no
             track reaches it.
         dimension: of embeddings.
+        taught: detector classes of each label's objects.
+        suspicious: ids of exemplars that their label's other objects contradict: they are nearer to another label, and
+            count less.
     """
 
     def __init__(
@@ -106,10 +121,14 @@ class PatternBank:
         clusters: Mapping[str, int],
         dimension: int,
         model: _CalibratedHeads | None,
+        taught: TaughtClasses,
+        suspicious: frozenset[int] = frozenset(),
     ) -> None:
         self.labels = labels
         self.clusters = clusters
         self.dimension = dimension
+        self.taught = taught
+        self.suspicious = suspicious
         self._model = model
         self.thresholds: Mapping[str, float] = {}
         self.safe_thresholds: Mapping[str, float] = {}
@@ -123,7 +142,7 @@ class PatternBank:
         labels = tuple(sorted(set(exemplars.labels) - {UNLABELLED}))
         dimension = exemplars.embeddings.shape[1]
         if not labels:
-            return cls((), {}, dimension, None)
+            return cls((), {}, dimension, None, TaughtClasses())
         index = {label: i for i, label in enumerate(labels)}
         indices = np.array([index.get(label, -1) for label in exemplars.labels], np.int64)
         order = np.lexsort((exemplars.ids, exemplars.groups, indices))
@@ -136,23 +155,34 @@ class PatternBank:
             clusters = {
                 label: count_clusters(embeddings[indices == i], groups[indices == i]) for i, label in enumerate(labels)
             }
-            model = _fit(sample_exemplars(embeddings, indices, ids, groups), len(labels))
-        return cls(labels, clusters, dimension, model)
+            sample = sample_exemplars(embeddings, indices, ids, groups)
+            objects = _objects(exemplars)
+            taught = TaughtClasses.of([item for item in objects.values() if item[0] != UNLABELLED])
+            votes = {group: {name: 1.0} if name else {} for (group, _), (_, name) in objects.items()}
+            reached = [[taught.reaches(label, votes[group]) for label in labels] for group in sample.groups.tolist()]
+            model, contradicted = _fit(sample, len(labels), np.array(reached))
+        suspicious = frozenset(ids[np.isin(groups, contradicted)].tolist())
+        return cls(labels, clusters, dimension, model, taught, suspicious)
 
-    def classify(self, embeddings: FloatArray, allowed: Collection[str] | None = None) -> PatternMatch:
+    def classify(
+        self, embeddings: FloatArray, allowed: Collection[str] | None = None, unreached: Collection[str] = ()
+    ) -> PatternMatch:
         """Classify one track.
 
         Args:
             embeddings: ``(m, d)`` float32, L2-normalised, m >= 1.
             allowed: labels of the current label config; by default all labels of the bank.
+            unreached: labels that do not reach the track's detector class; see :attr:`taught`.
 
         Raises:
             ValueError: ``embeddings`` has the wrong shape or values that are not finite.
         """
         self._check(embeddings)
-        candidates = [i for i, label in enumerate(self.labels) if allowed is None or label in allowed]
+        known = [i for i, label in enumerate(self.labels) if allowed is None or label in allowed]
+        candidates = [i for i in known if self.labels[i] not in unreached]
+        nothing = {self.labels[i]: 0.0 for i in known}
         if self._model is None or not candidates:
-            return NOTHING
+            return replace(NOTHING, probabilities=nothing)
         probability = self._model.probabilities(embeddings, np.array([0]), candidates)[0]
         ranking = np.argsort(-probability, kind="stable")
         best = int(ranking[0])
@@ -166,7 +196,8 @@ class PatternBank:
             label=label if p >= ACCEPT and margin >= TIE else None,
             probability=p,
             best=label,
-            probabilities={self.labels[i]: float(value) for i, value in zip(candidates, probability, strict=True)},
+            probabilities=nothing
+            | {self.labels[i]: float(value) for i, value in zip(candidates, probability, strict=True)},
             similarity=float(np.clip(similarities[nearest], -1.0, 1.0)),
             nearest=int(ids[nearest]),
         )
@@ -194,6 +225,13 @@ class PatternBank:
             raise ValueError(f"expected embeddings of shape (m >= 1, {self.dimension}), got {embeddings.shape}")
         if not np.isfinite(embeddings).all():
             raise ValueError("expected finite embeddings")
+
+
+def _objects(exemplars: Exemplars) -> dict[tuple[int, str], tuple[str, str]]:
+    """Return label and detector class of each object, by its group and label."""
+    classes = exemplars.classes or ("",) * len(exemplars)
+    rows = zip(exemplars.groups.tolist(), exemplars.labels, classes, strict=True)
+    return {(group, label): (label, name) for group, label, name in rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +280,18 @@ def _probabilities(
     return out
 
 
-def _fit(sample: ExemplarSample, count: int) -> _CalibratedHeads:
-    """Fit the heads and calibrate them on held-out objects and held-out labels."""
+def _fit(sample: ExemplarSample, count: int, reached: BoolArray) -> tuple[_CalibratedHeads, IntArray]:
+    """Fit the heads and calibrate them on held-out objects and held-out labels; also return contradicted objects.
+
+    Args:
+        reached: ``(p, count)`` whether a label may name the object of a crop, by its detector class. Others are no
+            evidence, as they are not asked.
+    """
     heads = LabelHeads(sample, count)
+    contradicted = _contradicted(sample, heads.total(heads.held_out()), count)
+    if len(contradicted):
+        # Only the heads doubt it. As evidence it keeps its weight: to leave out what is hard would look like success.
+        heads = LabelHeads(replace(sample, weight=_doubted(sample, contradicted)), count)
     labelled = sample.labels >= 0
     own = np.where(labelled, sample.labels, 0)
     # In objects, limited so that a label with hundreds of them counts no more than one with ten.
@@ -253,7 +300,8 @@ def _fit(sample: ExemplarSample, count: int) -> _CalibratedHeads:
         of_label = sample.labels == label
         weight[of_label] *= min(len(np.unique(sample.folds[of_label])), MAX_OBJECTS)
     object_held_out, label_held_out = heads.held_out(), heads.held_out(np.where(labelled, sample.labels, -1))
-    genuine_scores, impostor_scores = heads.total(object_held_out), heads.total(label_held_out)
+    genuine_scores = np.where(reached, heads.total(object_held_out), np.nan)
+    impostor_scores = np.where(reached, heads.total(label_held_out), np.nan)
     genuine = labelled & np.isfinite(genuine_scores[np.arange(len(own)), own])
     impostor = np.isfinite(impostor_scores).any(axis=1)
     claimed = np.zeros(len(own), np.int64)
@@ -277,4 +325,26 @@ def _fit(sample: ExemplarSample, count: int) -> _CalibratedHeads:
     wrong = _probabilities(impostor_scores[impostor & labelled], np.arange(count), acceptance, temperature)
     # Above any probability that an exemplar of another label reaches.
     safe = np.maximum(SAFE, wrong.max(axis=0)) if len(wrong) else np.full(count, SAFE)
-    return _CalibratedHeads(heads, count, acceptance, temperature, cosine, safe, fit_reidentification(sample))
+    reidentified = fit_reidentification(without(sample, np.isin(sample.groups, contradicted)))
+    return _CalibratedHeads(heads, count, acceptance, temperature, cosine, safe, reidentified), contradicted
+
+
+def _contradicted(sample: ExemplarSample, held_out: Float64Array, count: int) -> IntArray:
+    """Return the groups of objects whose ``(p, count)`` held-out scores speak strongly for another label."""
+    temperature = fit_temperature(held_out, sample.labels, sample.weight)
+    out = []
+    for label in range(count):
+        groups = np.unique(sample.groups[sample.labels == label])
+        for group in groups if len(groups) > WITNESSES else ():
+            scores = held_out[sample.groups == group].mean(axis=0)
+            if softmax(scores / temperature)[label] < CONTRADICTED:
+                out.append(group)
+    return np.array(out, np.int64)
+
+
+def _doubted(sample: ExemplarSample, contradicted: IntArray) -> Float64Array:
+    """Return the weights with those of contradicted objects lowered; a label's objects still share 1."""
+    weight: Float64Array = sample.weight * np.where(np.isin(sample.groups, contradicted), DOUBT, 1.0)
+    for label in np.unique(sample.labels):
+        weight[sample.labels == label] /= weight[sample.labels == label].sum()
+    return weight

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,22 +14,30 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
+from ml_backend.core.types import UNLABELLED
 from ml_backend.db.storage import Storage
-from ml_backend.db.tables import banks, embeddings, exemplars, track_sets
+from ml_backend.db.tables import banks, embeddings, exemplars, identity_jumps, track_sets
 from ml_backend.embeddings.crop_embeddings import CropEmbedding, from_half, to_half
+from ml_backend.embeddings.crop_selection import CROPS_PER_TRACK
 from ml_backend.labeling.few_shot.digest import bank_digests
+from ml_backend.labeling.few_shot.identity_jumps import IdentityJump
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars
 from ml_backend.tracking.track_record import TrackSet
 
 
 @dataclass(frozen=True, slots=True)
 class NewExemplar:
-    """A crop of an annotated object to store; the label ``UNLABELLED`` means background."""
+    """A crop of an annotated object to store; the label ``UNLABELLED`` means background.
+
+    Attributes:
+        detector_class: of the object's track; empty if unknown.
+    """
 
     region_id: str
     label: str
     embedding_key: str
     origin: str = ""
+    detector_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +175,8 @@ class PatternStore:
         vectors = from_half([row.vector for row in rows])
         origins = {row.id: _origin(row) for row in rows}
         ids, labels = [row.id for row in rows], tuple(row.label for row in rows)
-        return Exemplars(np.array(ids, np.int64), vectors, labels, np.array(numbers, np.int64)), origins
+        classes = tuple(row.detector_class for row in rows)
+        return Exemplars(np.array(ids, np.int64), vectors, labels, np.array(numbers, np.int64), classes), origins
 
     def thumbnails(self, project_id: int, model: str) -> dict[int, bytes]:
         """Return JPEGs by exemplar id."""
@@ -209,6 +218,39 @@ class PatternStore:
             }
             for label, rows in sorted(by_label.items())
         }
+
+    def other_objects(self, project_id: int, model: str, task_id: int, limit: int) -> list[list[CropEmbedding]]:
+        """Return the crops of about ``limit`` annotated objects of other tasks, the newest, each in order of time."""
+        columns = [embeddings.c[name] for name in ("x1", "y1", "x2", "y2", "vector", "thumbnail")]
+        query = _of_project(project_id, model, *columns)
+        query = query.where(exemplars.c.task_id != task_id, exemplars.c.label != UNLABELLED)
+        query = query.order_by(None).order_by(exemplars.c.id.desc()).limit(limit * CROPS_PER_TRACK)
+        objects: dict[tuple[int, str], list[CropEmbedding]] = {}
+        with self.read() as connection:
+            for row in connection.execute(query):
+                objects.setdefault((row.task_id, row.region_id), []).append(_crop_embedding(row))
+        return [sorted(crops, key=lambda crop: crop.frame) for crops in objects.values()]
+
+    # -- identity jumps
+
+    def replace_jumps(self, project_id: int, task_id: int, jumps: Sequence[IdentityJump]) -> None:
+        """Replace the jumps that were found in a task's annotated tracks."""
+        of_task = sa.and_(identity_jumps.c.project_id == project_id, identity_jumps.c.task_id == task_id)
+        rows = {jump.region_id: {"project_id": project_id, "task_id": task_id, **asdict(jump)} for jump in jumps}
+        with self.write() as connection:
+            connection.execute(sa.delete(identity_jumps).where(of_task))
+            if rows:
+                connection.execute(sa.insert(identity_jumps), list(rows.values()))
+
+    def jumps(self, project_id: int) -> list[tuple[int, IdentityJump]]:
+        """Return task and jump of annotated tracks that seem to change from one object to another."""
+        query = sa.select(identity_jumps).where(identity_jumps.c.project_id == project_id)
+        query = query.order_by(identity_jumps.c.task_id, identity_jumps.c.frame, identity_jumps.c.region_id)
+        with self.read() as connection:
+            return [
+                (row.task_id, IdentityJump(row.region_id, row.label, row.frame, row.untaught))
+                for row in connection.execute(query)
+            ]
 
     # -- track sets
 
@@ -258,12 +300,7 @@ class StoredCropEmbeddings:
         condition = sa.and_(embeddings.c.video == self._video, embeddings.c.model == model_id)
         query = sa.select(embeddings).where(condition).order_by(embeddings.c.frame, embeddings.c.key)
         with self._store.read() as connection:
-            rows = connection.execute(query).all()
-        vectors = from_half([row.vector for row in rows])
-        return [
-            CropEmbedding(row.frame, (row.x1, row.y1, row.x2, row.y2), vector, row.thumbnail)
-            for row, vector in zip(rows, vectors, strict=True)
-        ]
+            return [_crop_embedding(row) for row in connection.execute(query)]
 
     def add(self, model_id: str, crops: Sequence[CropEmbedding]) -> None:
         rows = [
@@ -290,6 +327,10 @@ def _of_project(project_id: int, model: str, *columns: sa.Column[Any]) -> sa.Sel
         .where(exemplars.c.project_id == project_id, exemplars.c.model == model)
         .order_by(exemplars.c.id)
     )
+
+
+def _crop_embedding(row: Any) -> CropEmbedding:
+    return CropEmbedding(row.frame, (row.x1, row.y1, row.x2, row.y2), from_half([row.vector])[0], row.thumbnail)
 
 
 def _origin(row: Any) -> ExemplarOrigin:
@@ -320,15 +361,15 @@ def _upsert(
     new: Mapping[tuple[str, str], NewExemplar],
     stored: Mapping[tuple[str, str], Any],
 ) -> None:
-    """Insert new exemplars and update the label and annotation of stored ones."""
+    """Insert new exemplars and update the label, annotation and detector class of stored ones."""
     rows = []
     for (region_id, embedding_key), item in new.items():
-        values = {"label": item.label, "annotation_id": annotation_id, "origin": item.origin}
+        values = {"label": item.label, "annotation_id": annotation_id, "detector_class": item.detector_class}
         row = stored.get((region_id, embedding_key))
         if row is None:
             scope = {"project_id": project_id, "model": model, "task_id": task_id}
-            rows.append({**scope, "region_id": region_id, "embedding": embedding_key, **values})
-        elif (row.label, row.annotation_id) != (item.label, annotation_id):
+            rows.append({**scope, "region_id": region_id, "embedding": embedding_key, "origin": item.origin, **values})
+        elif (row.label, row.annotation_id, row.detector_class) != tuple(values.values()):
             connection.execute(sa.update(exemplars).where(exemplars.c.id == row.id).values(**values))
     if rows:
         connection.execute(sa.insert(exemplars), rows)
@@ -340,7 +381,8 @@ def _exemplars_of(project_id: int, model: str, task_id: int) -> sa.ColumnElement
 
 def _digest(connection: Connection, project_id: int, model: str) -> str:
     """Return the digest of the stored exemplars, independent of their history; empty if none has a label."""
-    columns = (exemplars.c.label, exemplars.c.task_id, exemplars.c.region_id, exemplars.c.embedding)
+    names = ("label", "task_id", "region_id", "embedding", "detector_class")
+    columns = [exemplars.c[name] for name in names]
     condition = sa.and_(exemplars.c.project_id == project_id, exemplars.c.model == model)
     rows = sorted(tuple(row) for row in connection.execute(sa.select(*columns).where(condition)))
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:40] if any(row[0] for row in rows) else ""

@@ -25,7 +25,7 @@ class SimilarTrack:
 
     Attributes:
         score: 0..1, calibrated.
-        safe: whether the score reaches the bank's threshold for pseudo-labels.
+        safe: whether the score reaches the bank's threshold for pseudo-labels, and the label the detector's class.
         frame: 0-based decoded frame of the best crop.
         ls_frame: 1-based frame on Label Studio's timeline.
         time: seconds.
@@ -71,6 +71,7 @@ def find_similar(
     open_video: Callable[[StoredTracks], AbstractContextManager[Path]],
     tasks: Collection[int] | None = None,
     limit: int = 50,
+    trained: bool = False,
     on_skip: Callable[[StoredTracks, BackendError], None] | None = None,
 ) -> list[SimilarTrack]:
     """Return the tracks of a project most similar to a label's exemplars, best first.
@@ -81,6 +82,7 @@ def find_similar(
         embedder, open_video: called only if crops have to be embedded.
         tasks: tasks to search, normally those without annotations; by default all with tracks.
         limit: maximum number of tracks.
+        trained: whether the detector's classes are the project's labels.
         on_skip: called with each video that cannot be embedded; without it the error is raised.
 
     Raises:
@@ -111,12 +113,19 @@ def find_similar(
         video = replace(stored, tracks=replace(stored.tracks, tracks=()))
         best += [(score, video, *track) for score, track in zip(scores.tolist(), candidates, strict=True)]
         best = sorted(best, key=lambda item: -item[0])[:limit]
-    return [_similar(bank, label, *item) for item in best]
+    return [_similar(bank, label, trained, *item) for item in best]
 
 
 def _similar(
-    bank: PatternBank, label: str, score: float, video: StoredTracks, record: TrackRecord, crops: list[CropEmbedding]
+    bank: PatternBank,
+    label: str,
+    trained: bool,
+    score: float,
+    video: StoredTracks,
+    record: TrackRecord,
+    crops: list[CropEmbedding],
 ) -> SimilarTrack:
+    votes = video.tracks.votes(record)
     crop_scores = bank.rank(label, [crop.vector[None] for crop in crops])
     best = crops[int(np.argmax(crop_scores))]
     duration, count = float(record.value["duration"]), int(record.value["framesCount"])
@@ -126,7 +135,7 @@ def _similar(
         video.video_index,
         record.track_id,
         score,
-        score >= bank.safe_thresholds[label],
+        score >= bank.safe_thresholds[label] and bank.taught.reaches(label, votes, trained=trained),
         best.frame,
         min(count, int(time / duration * count + 0.5) + 1) if duration > 0 else 1,
         time,

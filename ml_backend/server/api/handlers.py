@@ -255,6 +255,12 @@ def exemplars(query: requests.ShowExemplars) -> responses.Exemplars:
     embedder = container.projects.models(query.project).classifier.embedder
     rows: list[responses.Exemplar] = []
     if embedder is not None:
+        suspicious: set[int] | None = None
+        published = container.queue.published(patterns_name(query.project))
+        digest = container.projects.patterns.digest(query.project, embedder.model_id)
+        if published and published[1]["digest"] == digest:
+            labels = published[1]["labels"].values()
+            suspicious = {exemplar_id for facts in labels for exemplar_id in facts.get("suspicious", ())}
         rows = [
             {
                 "id": exemplar_id,
@@ -264,6 +270,7 @@ def exemplars(query: requests.ShowExemplars) -> responses.Exemplars:
                 "frame": origin.frame,
                 "origin": origin.origin,
                 "thumbnail": data_url(thumbnail),
+                "suspicious": None if suspicious is None else exemplar_id in suspicious,
             }
             for exemplar_id, origin, thumbnail in container.projects.patterns.gallery(
                 query.project, embedder.model_id, query.label, query.limit, query.id

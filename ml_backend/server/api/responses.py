@@ -226,8 +226,16 @@ class Patterns(Answer):
     labels: Annotated[
         dict[str, dict[str, Any]],
         Field(
-            description="By label (empty: background): exemplars, objects and tasks; clusters, threshold and "
-            "safe_threshold, 0 to 1, once `job` has computed them."
+            description="By label (empty: background): exemplars, objects and tasks; once `job` has computed them, "
+            "clusters, threshold and safe_threshold, 0 to 1, classes (of the detector, that the label is bound to; "
+            "empty for any), and suspicious (ids of exemplars that the label's others contradict)."
+        ),
+    ]
+    jumps: Annotated[
+        list[dict[str, Any]],
+        Field(
+            description="Annotated tracks that seem to change from one object to another: task, region, label, frame "
+            "(from 1, of Label Studio's timeline) and untaught, the part that is not taught (first or second)."
         ),
     ]
     map: Annotated[
@@ -293,6 +301,10 @@ class Exemplar(Answer):
     frame: Annotated[int, Field(description="Frame of the video, from 0.")]
     origin: str
     thumbnail: Annotated[str | None, Field(description="A data URL.")]
+    suspicious: Annotated[
+        bool | None,
+        Field(description="Whether its label's others contradict it, so that it counts less; null until computed."),
+    ]
 
 
 class Exemplars(Answer):

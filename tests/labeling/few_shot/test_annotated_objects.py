@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from ml_backend.labeling.few_shot.annotated_objects import (
     INTERPOLATED_CONF,
     MAX_BACKGROUND,
     AnnotatedObject,
+    TrackOverlaps,
     annotated_objects,
-    rejected_tracks,
     reuse_embedded_crops,
     short_id,
 )
@@ -331,7 +332,7 @@ NEAR, FAR = (110.0, 50.0, 210.0, 150.0), (400.0, 50.0, 500.0, 150.0)
 
 
 def ids(tracks: TrackSet, *objects: AnnotatedObject) -> list[int]:
-    return [record.track_id for record in rejected_tracks(tracks, objects)]
+    return [record.track_id for record in TrackOverlaps(tracks, objects).rejected()]
 
 
 def test_tracks_that_nobody_has_annotated() -> None:
@@ -385,3 +386,32 @@ def test_a_region_may_claim_any_length(absurd: int) -> None:
     """Nothing as long as that is made room for."""
     (item,) = read(make_region(key(11), key(absurd), count=absurd))
     assert item.frames.tolist() == list(range(10, 100))
+
+
+# -- what the detector calls them
+
+
+def classes_of(tracks: TrackSet, *objects: AnnotatedObject) -> list[str]:
+    return TrackOverlaps(tracks, objects).detector_classes()
+
+
+def test_the_class_of_an_object_is_its_track_s() -> None:
+    person = make_record(1, NEAR, 25, 30, 40)
+    bicycle = replace(make_record(2, (150.0, 60.0, 250.0, 160.0), 25, 30, 40), class_scores={"bicycle": 3.0})
+    elsewhere = replace(make_record(3, FAR, 25), class_scores={"car": 1.0, "truck": 2.0})
+    tracks = make_set(bicycle, person, elsewhere)
+    far = make_object(xyxy=np.tile(np.array(FAR), (40, 1)))
+    nowhere = make_object(xyxy=np.tile([10.0, 200.0, 60.0, 300.0], (40, 1)))
+    assert classes_of(tracks, make_object(), far, nowhere) == ["person", "truck", ""]
+
+
+def test_the_track_that_overlaps_longest_counts() -> None:
+    brief = replace(make_record(1, NEAR, 25, 5, 6, 7), class_scores={"bicycle": 1.0})
+    assert classes_of(make_set(brief, make_record(2, NEAR, 30, 40)), make_object()) == ["person"]
+
+
+def test_objects_without_a_class() -> None:
+    motion = replace(make_set(make_record(1, NEAR, 25, 30)), class_agnostic=True)
+    assert classes_of(motion, make_object()) == [""]
+    assert classes_of(make_set(), make_object()) == [""]
+    assert classes_of(make_set(replace(make_record(1, NEAR, 25), class_scores={})), make_object()) == [""]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,31 @@ def test_a_project_gets_what_another_has_learned(exported: Path, store: PatternS
         assert before[:3] == after[:3]
         assert np.abs(np.array(before[3]) - after[3]).max() < 2e-3
     assert other.counts(7, MODEL)["fallen_person"] == {"exemplars": 2, "objects": 1, "tasks": 0}
+
+
+def test_the_detector_s_classes_travel_along(store: PatternStore, tmp_path: Path) -> None:
+    fill(store)
+    plain = [NewExemplar("r9", "bike", crop.key("video", MODEL)) for crop in store.crop_embeddings("video").get(MODEL)]
+    store.replace_task(1, MODEL, 11, 1, [replace(item, detector_class="bicycle") for item in plain])
+    export_bank(store, 1, MODEL, tmp_path / "bank")
+    bank = read_bank(tmp_path / "bank", MODEL)
+    assert set(zip(bank.labels, bank.classes, strict=True)) >= {("bike", "bicycle"), ("fallen_person", "")}
+    assert bank.exemplars()[0].classes == bank.classes
+    import_bank(store, 2, bank)
+    assert store.exemplars(2, MODEL)[0].classes == bank.classes
+
+
+def test_a_file_of_an_earlier_release(exported: Path, store: PatternStore) -> None:
+    """It names no classes: its labels reach all of them."""
+    new = read_bank(exported, MODEL)
+    data = exported.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])["__metadata__"]
+    del header["classes"]
+    exported.write_bytes(save(load(data), header))
+    old = read_bank(exported, MODEL)
+    assert (old.labels, old.classes, old.origin) == (new.labels, ("",) * 4, new.origin)
+    assert import_bank(store, 2, old) == 4
 
 
 def test_imported_twice_is_imported_once(exported: Path, store: PatternStore) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -251,3 +253,74 @@ def test_wrong_input_is_refused() -> None:
         exemplars({"a": [broken]})
     with pytest.raises(ValueError, match=r"groups of shape \(1,\), got \(2,\)"):
         Exemplars(np.zeros(1, np.int64), np.ones((1, 4), np.float32), ("a",), np.zeros(2, np.int64))
+    with pytest.raises(ValueError, match="expected 1 classes, got 2"):
+        Exemplars(np.zeros(1, np.int64), np.ones((1, 4), np.float32), ("a",), np.zeros(1, np.int64), ("x", "y"))
+
+
+# -- classes of the detector
+
+
+def test_labels_that_do_not_reach_a_track_are_out_of_the_question() -> None:
+    bank = PatternBank.fit(exemplars(objects(3)))
+    plain, limited = bank.classify(fresh("a")), bank.classify(fresh("a"), unreached=["a"])
+    assert plain.label == "a"
+    assert limited.label is None
+    assert limited.best != "a"
+    assert limited.probabilities["a"] == 0
+    assert set(limited.probabilities) == set(NAMES)
+    nothing = bank.classify(fresh("a"), ["a"], ["a"])
+    assert (nothing.label, nothing.best, nothing.probabilities) == (None, None, {"a": 0.0})
+
+
+def test_a_bank_knows_the_classes_of_its_objects() -> None:
+    given_ = exemplars({"a": [fresh("a", n) for n in range(3)], "b": [fresh("b")], UNLABELLED: strangers(2)})
+    classes = tuple({"a": "person", "b": "", UNLABELLED: "dog"}[label] for label in given_.labels)
+    bank = PatternBank.fit(replace(given_, classes=classes))
+    assert bank.taught.classes == {"a": {"person"}, "b": frozenset()}
+    assert bank.taught.bound == {"a"}
+    assert PatternBank.fit(given_).taught.bound == frozenset()
+
+
+def test_labels_of_other_classes_do_not_make_a_label_more_careful() -> None:
+    """Nobody asks whether a car is a lifeguard, so that cars that look alike are no reason to doubt one."""
+    near = unit(direction(ord("a")) + 0.5 * direction(ord("b")))
+    learned = exemplars({**objects(5, names="ac"), "b": [views(near, 3, 900 + n) for n in range(5)]})
+    told = replace(learned, classes=tuple("car" if label == "b" else "person" for label in learned.labels))
+    plain, with_classes = PatternBank.fit(learned), PatternBank.fit(told)
+    for seed in range(5):
+        before, after = (bank.classify(fresh("a", seed), None, ["b"]) for bank in (plain, with_classes))
+        assert after.probabilities["a"] > before.probabilities["a"]
+
+
+# -- exemplars that contradict their label
+
+
+def with_a_mistake(count: int, mistakes: int = 1) -> Exemplars:
+    """``count`` objects of each label, and as many of ``b`` that were labelled ``a``."""
+    given_ = objects(count)
+    return exemplars({**given_, "a": [*given_["a"], *(fresh("b", 50 + n) for n in range(mistakes))]})
+
+
+@pytest.mark.parametrize("count", [3, 10])
+def test_an_object_that_was_labelled_by_mistake_is_suspicious(count: int) -> None:
+    given_ = with_a_mistake(count)
+    bank = PatternBank.fit(given_)
+    wrong = {int(i) for i, group in zip(given_.ids, given_.groups, strict=True) if group == count}
+    assert bank.suspicious == wrong
+    assert PatternBank.fit(exemplars(objects(count))).suspicious == frozenset()
+
+
+def test_it_counts_less() -> None:
+    """Other objects like it keep their own label."""
+    taken = 0.0
+    for seed in range(10):
+        match = PatternBank.fit(with_a_mistake(4)).classify(fresh("b", seed))
+        assert match.best == "b"
+        taken += match.probabilities["a"]
+    assert taken / 10 < 0.1
+
+
+def test_few_objects_cannot_tell_a_mistake_from_another_appearance() -> None:
+    assert PatternBank.fit(with_a_mistake(1)).suspicious == frozenset()
+    alone = exemplars({"a": [*objects(4)["a"], fresh("b")]})
+    assert PatternBank.fit(alone).suspicious == frozenset()

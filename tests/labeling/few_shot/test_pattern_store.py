@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ml_backend.core.types import UNLABELLED
 from ml_backend.db.storage import Storage
 from ml_backend.embeddings.crop_embeddings import CropEmbedding
 from ml_backend.embeddings.crop_selection import CropBox
+from ml_backend.labeling.few_shot.identity_jumps import IdentityJump
 from ml_backend.labeling.few_shot.pattern_store import (
     ExemplarOrigin,
     NewExemplar,
@@ -188,6 +190,42 @@ def test_exemplars_with_their_vectors(store: PatternStore) -> None:
     assert len(set.union(*groups.values())) == 3  # regions of different tasks are different objects
     assert set(store.thumbnails(1, MODEL)) == set(sources)
     assert set(store.thumbnails(1, MODEL).values()) == {b"\xff\xd8jpeg"}
+
+
+def test_the_detector_s_class_is_part_of_what_was_learned(store: PatternStore) -> None:
+    plain = objects(store, ("r1", "a", 1), ("r2", "b", 2))
+    store.replace_task(1, MODEL, 10, 1, plain)
+    digest = store.digest(1, MODEL)
+    with_class = [replace(plain[0], detector_class="person"), plain[1]]
+    assert store.replace_task(1, MODEL, 10, 1, with_class)
+    assert store.digest(1, MODEL) != digest
+    assert store.exemplars(1, MODEL)[0].classes == ("person", "")
+    assert not store.replace_task(1, MODEL, 10, 1, with_class)
+    assert store.replace_task(1, MODEL, 10, 1, plain)
+    assert store.digest(1, MODEL) == digest
+
+
+def test_objects_of_other_tasks(store: PatternStore) -> None:
+    for task in (10, 11, 12):
+        given_ = objects(store, ("r1", "a", task), ("r1", "a", task + 100), ("r2", "b", task + 200), ("x", "", task))
+        store.replace_task(1, MODEL, task, 1, given_)
+    store.replace_task(2, MODEL, 13, 1, objects(store, ("r1", "a", 13)))
+    found = store.other_objects(1, MODEL, 11, 50)
+    assert sorted(map(len, found)) == [1, 1, 2, 2]
+    assert all(crop.thumbnail == b"\xff\xd8jpeg" for crops in found for crop in crops)
+    assert len(store.other_objects(1, MODEL, 11, 1)) < 4
+
+
+def test_jumps_of_a_task_are_replaced(store: PatternStore) -> None:
+    jumps = [IdentityJump("r1", "a", 231, "first"), IdentityJump("r2", "b", 40, "second")]
+    store.replace_jumps(1, 10, jumps)
+    store.replace_jumps(1, 9, jumps[:1])
+    store.replace_jumps(2, 10, jumps[:1])
+    assert store.jumps(1) == [(9, jumps[0]), (10, jumps[1]), (10, jumps[0])]
+    store.replace_jumps(1, 10, jumps[:1])
+    store.replace_jumps(1, 9, [])
+    assert store.jumps(1) == [(10, jumps[0])]
+    assert store.jumps(3) == []
 
 
 def test_no_exemplars(store: PatternStore) -> None:

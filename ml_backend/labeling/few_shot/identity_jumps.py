@@ -1,0 +1,136 @@
+"""Find annotated tracks that jump from one object to another, so that they do not teach two objects as one.
+
+A track's views are compared by their embeddings and by the colours of their thumbnails: an embedder tells kinds of
+objects apart better than two people on one street, and colours do the opposite. Where a track's views fall into an
+earlier and a later part that look less alike than other tracks' parts do, the track has jumped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ml_backend.core.types import Float64Array, FloatArray
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
+
+#: Other objects without which nothing is said: what all objects of a scene have in common is subtracted.
+MIN_OTHERS = 4
+#: Other objects that are compared with; more cost time and change little.
+MAX_OTHERS = 50
+#: Likeness of a clean track's least alike parts, as a prior that counts as much as ``PRIOR_TRACKS`` tracks. Measured on
+#: half of the tracks of a street video; see ``benchmarks/identity_jumps.py``.
+PRIOR_MEAN, PRIOR_SPREAD, PRIOR_TRACKS = 0.6, 0.16, 6.0
+#: Standard deviations below the mean at which 5 % of normally distributed clean tracks lie.
+ALARM = 1.645
+#: Of the colours: horizontal stripes of a crop, since clothes differ from top to bottom, and bins of each CIELAB axis.
+STRIPES, BINS = 4, 8
+
+Part = Literal["first", "second"]
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityJump:
+    """A jump of an annotated track from one object to another.
+
+    Attributes:
+        frame: 1-based frame on Label Studio's timeline from which the region seems to show the second object.
+        untaught: the part that is left out of the pattern bank, the shorter one.
+    """
+
+    region_id: str
+    label: str
+    frame: int
+    untaught: Part
+
+
+@dataclass(frozen=True, slots=True)
+class TrackViews:
+    """Views of one track in order of time.
+
+    Attributes:
+        vectors: ``(m, d)`` embeddings.
+        colours: ``(m, c)`` square roots of colour histograms, L2-normalised.
+    """
+
+    vectors: FloatArray
+    colours: FloatArray
+
+    @classmethod
+    def of(cls, crops: Sequence[CropEmbedding]) -> TrackViews:
+        """Take the embeddings of crops, and read the colours of their thumbnails."""
+        return cls(np.stack([crop.vector for crop in crops]), np.stack([_colours(crop.thumbnail) for crop in crops]))
+
+
+def find_jump(views: TrackViews, others: Sequence[TrackViews]) -> int | None:
+    """Return the index of the first view that shows another object than those before it; ``None`` without a jump.
+
+    Args:
+        others: other objects of the project; those with several views say how alike one object's views are.
+    """
+    if len(views.vectors) < 2 or len(others) < MIN_OTHERS:
+        return None
+    others = others[:MAX_OTHERS]
+    means = [TrackViews(o.vectors.mean(axis=0), o.colours.mean(axis=0)) for o in others]
+    vectors, colours = (np.sum([getattr(mean, name) for mean in means], axis=0) for name in ("vectors", "colours"))
+    clean = [
+        _least_alike(
+            other,
+            TrackViews((vectors - mean.vectors) / (len(means) - 1), (colours - mean.colours) / (len(means) - 1)),
+        )[0]
+        for other, mean in zip(others, means, strict=True)
+        if len(other.vectors) > 1
+    ]
+    likeness, index = _least_alike(views, TrackViews(vectors / len(means), colours / len(means)))
+    return index if likeness < _threshold(clean) else None
+
+
+def _threshold(clean: Sequence[float]) -> float:
+    """Return the likeness below which a track has jumped, from those of tracks of which most have not."""
+    mean, variance = PRIOR_MEAN, PRIOR_SPREAD**2
+    if clean:
+        # Median and median deviation, since some of these tracks may have jumped, too.
+        middle = float(np.median(clean))
+        spread = 1.4826 * float(np.median(np.abs(np.array(clean) - middle)))
+        weight = len(clean) / (len(clean) + PRIOR_TRACKS)
+        mean += weight * (middle - mean)
+        variance += weight * (spread**2 - variance)
+    return mean - ALARM * float(np.sqrt(variance))
+
+
+def _least_alike(views: TrackViews, centre: TrackViews) -> tuple[float, int]:
+    """Return the mean likeness of the two parts of a track that are least alike, and where the second begins."""
+    alike = (_cosines(views.vectors - centre.vectors) + _cosines(views.colours - centre.colours)) / 2
+    parts = [float(alike[:i, i:].mean()) for i in range(1, len(alike))]
+    index = int(np.argmin(parts))
+    return parts[index], index + 1
+
+
+def _cosines(rows: FloatArray) -> Float64Array:
+    unit = rows.astype(np.float64) / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    out: Float64Array = unit @ unit.T
+    return out
+
+
+def _colours(thumbnail: bytes) -> FloatArray:
+    """Return the colours of a JPEG's stripes, of which the middle counts most: there the object is."""
+    import cv2
+
+    image = cv2.imdecode(np.frombuffer(thumbnail, np.uint8), cv2.IMREAD_COLOR) if thumbnail else None
+    if image is None:
+        return np.zeros(STRIPES * BINS**3, np.float32)
+    lab = cv2.cvtColor(image, cv2.COLOR_BGR2LAB)
+    weight = np.tile(np.exp(-2 * np.linspace(-1, 1, lab.shape[1]) ** 2), (len(lab), 1))
+    bounds = ((0, 256), (90, 166), (90, 166))  # few objects are more colourful
+    stripes = []
+    for pixels, weights in zip(np.array_split(lab, STRIPES), np.array_split(weight, STRIPES), strict=True):
+        counts, _ = np.histogramdd(
+            pixels.reshape(-1, 3).clip([0, 90, 90], [255, 165, 165]), BINS, bounds, weights=weights.ravel()
+        )
+        # Neighbouring bins share counts, so that a little more light does not make another colour.
+        counts = cv2.GaussianBlur(counts.reshape(BINS, -1).astype(np.float32), (1, 3), 0.7)
+        stripes.append(np.sqrt(counts.ravel() / max(float(counts.sum()), 1e-9)))
+    joined = np.concatenate(stripes)
+    return np.asarray(joined / max(float(np.linalg.norm(joined)), 1e-9), np.float32)
