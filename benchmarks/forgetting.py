@@ -74,14 +74,20 @@ class Clip:
 
 @dataclass(slots=True)
 class Kept:
-    """Sure tracks of the base detector on other material: how many there are, kept, and new ones."""
+    """Sure tracks of the base detector on other material: how many there are, are kept, are renamed, and are new.
+
+    Where most people are called walkers, it is right that others are, too.
+    """
 
     of: int = 0
     kept: int = 0
+    renamed: int = 0
     gained: int = 0
 
     def __str__(self) -> str:
-        return f"{self.kept}/{self.of} = {self.kept / self.of:4.0%} +{self.gained}" if self.of else "-"
+        if not self.of:
+            return "-"
+        return f"{self.kept}/{self.of} = {self.kept / self.of:4.0%}, {self.renamed} renamed, +{self.gained}"
 
 
 @dataclass(slots=True)
@@ -100,10 +106,10 @@ class Row:
     def __str__(self) -> str:
         means = (float(np.mean(values)) for values in (self.ap50, self.map50, self.seconds))
         learned = "{:6.3f} {:6.3f} {:5.0f} s".format(*means)
-        return f"{self.scenario:<10} {self.way:<14} {self.replayed!s:<18} {self.unseen!s:<18} {learned}"
+        return f"{self.scenario:<10} {self.way:<14} {self.replayed!s:<28} {self.unseen!s:<28} {learned}"
 
 
-HEADER = f"{'annotated':<10} {'training':<14} {'kept of replayed':<18} {'kept of unseen':<18}   AP50  mAP50    time"
+HEADER = f"{'annotated':<10} {'training':<14} {'kept of replayed':<28} {'kept of unseen':<28}   AP50  mAP50    time"
 
 # -- material
 
@@ -286,6 +292,7 @@ def compare(base: Sequence[Track], found: Sequence[Track], taught: Sequence[Trac
         now = {other.label for other in found if covers(other, track)}
         kept.of += 1
         kept.kept += bool(now & right)
+        kept.renamed += bool(now) and not now & right
         if not now & right:
             yield f"{track.label} -> {', '.join(map(str, now)) or 'nothing'}"
     kept.gained += sum(is_sure(track) and not any(covers(other, track) for other in base) for track in found)
