@@ -75,13 +75,13 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True, order=True)
 class WorkerInfo:
-    """A registered worker."""
+    """A registered worker, and the id of the job that it runs."""
 
     name: str
     pid: int
     hostname: str
     queues: tuple[str, ...]
-    busy: bool = False
+    job_id: str = ""
 
 
 def connect(settings: Settings, *, timeout: float | None = 1.0) -> Redis:
@@ -501,7 +501,7 @@ class JobQueue:
                     int(worker.pid or 0),
                     str(worker.hostname or ""),
                     tuple(worker.queue_names()),
-                    worker.get_state() == "busy",
+                    str(worker.get_current_job_id() or ""),
                 )
                 for worker in Worker.all(self.connection)
             )

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from rq import get_current_job
 
 from ml_backend.core.errors import (
@@ -102,9 +103,13 @@ class TrainingWatcher:
         """Return whether this machine's CPU is needed for what people wait for: predictions, labels, drawn boxes."""
         if not _trains_on_cpu(self._container.settings) or time.monotonic() % 60 >= PAUSED_S:
             return False
-        here, own = socket.gethostname(), os.getpid()
         return any(
-            worker.busy and worker.hostname == here and worker.pid != own for worker in self._container.queue.workers()
+            # Trainings do not wait for each other; a worker that was killed stays listed for a while.
+            worker.job_id
+            and not worker.job_id.startswith("train-")
+            and worker.hostname == socket.gethostname()
+            and psutil.pid_exists(worker.pid)
+            for worker in self._container.queue.workers()
         )
 
     def check(self) -> None:
