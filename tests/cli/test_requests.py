@@ -114,4 +114,4 @@ def test_what_is_allowed_instead_of_a_wrong_value(run: Run) -> None:
     assert result.exit_code == 2
     for mode in (*get_args(Mode), "default"):
         assert f"'{mode}'" in result.stderr
-    fails(run("train", "policy", '{"x": 1}', "--project", 7), "auto, min_tracks, quiet_s, every_s, pseudo_labels")
+    fails(run("train", "policy", '{"x": 1}', "--project", 7), "mode, min_tracks, quiet_s, every_s")
