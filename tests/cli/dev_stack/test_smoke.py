@@ -16,7 +16,6 @@ pytestmark = pytest.mark.stack
 
 STAGES = {"install", "redis", "label_studio", "backend", "demo", "prediction", "check", "total"}
 STAGES |= {"second_video", "retraining", "new_prediction"}
-#: A measure of the present model and of the new one.
 
 
 def smoke(tmp_path: Path, **environment: str) -> tuple[int, dict[str, object], str]:
