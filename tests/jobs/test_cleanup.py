@@ -17,7 +17,6 @@ from ml_backend.jobs.api_file_jobs import export_project
 from ml_backend.jobs.api_jobs import import_video
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.worker import CLEANUP_INTERVAL_S, CLEANUP_THREAD, make_worker
-from ml_backend.server.container import WebContainer
 from tests.builders import wait_for
 from tests.jobs.conftest import Site
 
@@ -40,12 +39,13 @@ def old_upload(here: Settings, name: str) -> Path:
 
 def test_an_upload_stays_while_its_job_waits(here: Settings) -> None:
     """All workers may have been away over the weekend."""
-    api_queue, container = WebContainer(here).api_queue, Container(here)
+    container = Container(here)
     folder, other = old_upload(here, "7-aaaa"), old_upload(here, "7-bbbb")
-    job = api_queue.import_video(7, "7-aaaa", "clip.mp4")
+    arguments = [7, "7-aaaa", "clip.mp4"]
+    job = container.queue.request("control", "import_video", arguments, "import-7-aaaa", "api_file_jobs")
     container.clean_up_files()
     assert (folder.exists(), other.exists()) == (True, False)
-    found = container.queue.fetch(job["id"])
+    found = container.queue.fetch(job.job_id)
     assert found is not None
     for state in ("scheduled", "started", "deferred"):
         found.set_status(state)
