@@ -85,10 +85,12 @@ class FollowedObject:
         boxes: ``xyxy`` ``(4,)`` in pixels by decoded frame, on the frames where it is visible.
         ended: for the run backwards (or from the first box) and the one forwards (or from the last box), whether it
             ended by itself or reached its last frame, rather than for lack of time.
+        reached: the last frame that each run looked at.
     """
 
     boxes: dict[int, Float64Array]
     ended: tuple[bool, bool]
+    reached: tuple[int, int]
 
 
 def fitting_track(tracks: Sequence[KnownTrack], frame: int, xyxy: Float64Array) -> KnownTrack | None:
@@ -182,15 +184,18 @@ class Follower:
             frame: decoded frame on which the box was drawn.
             xyxy: ``(4,)`` the box in pixels.
         """
-        found = self._take_turns([self._run(frame, xyxy, -1, first), self._run(frame, xyxy, 1, last)])
-        boxes = {index: box for boxes, _ in found for index, box in boxes.items() if box is not None}
-        return FollowedObject({frame: xyxy, **boxes}, (found[0][1], found[1][1]))
+        (back, back_ended), (ahead, ahead_ended) = self._take_turns(
+            [self._run(frame, xyxy, -1, first), self._run(frame, xyxy, 1, last)]
+        )
+        boxes = {index: box for index, box in (back | ahead).items() if box is not None}
+        reached = min(back, default=frame), max(ahead, default=frame)
+        return FollowedObject({frame: xyxy, **boxes}, (back_ended, ahead_ended), reached)
 
     def between(self, first: int, first_xyxy: Float64Array, last: int, last_xyxy: Float64Array) -> FollowedObject:
         """Follow an object from one drawn box to the next one.
 
-        The run from the first box forwards and the one from the last box backwards are blended by their distance. On
-        frames that neither reached it is hidden if both lost it, else nothing is known.
+        The run from the first box forwards and the one from the last box backwards are blended by their distance. The
+        object is hidden where both lost it; what they did not reach for lack of time is interpolated.
         """
         runs = [self._run(first, first_xyxy, 1, last - 1), self._run(last, last_xyxy, -1, first + 1)]
         (ahead, ahead_ended), (back, back_ended) = self._take_turns(runs)
@@ -202,7 +207,13 @@ class Follower:
                 boxes[index] = (1 - share) * a + share * b
             elif (either := b if a is None else a) is not None:
                 boxes[index] = either
-        return FollowedObject(boxes, (ahead_ended, back_ended))
+        reached = max(ahead, default=first), min(back, default=last)
+        if not (ahead_ended and back_ended) and reached[0] < reached[1]:
+            start, end = (max(i for i in boxes if i <= reached[0]), min(i for i in boxes if i >= reached[1]))
+            for index in range(reached[0] + 1, reached[1]):
+                share = (index - start) / (end - start)
+                boxes[index] = (1 - share) * boxes[start] + share * boxes[end]
+        return FollowedObject(boxes, (ahead_ended, back_ended), reached)
 
     def _take_turns(self, runs: Sequence[_Run]) -> list[tuple[dict[int, Float64Array | None], bool]]:
         """Advance runs in turns until they end or the time is up, so that none is empty then.
@@ -234,7 +245,8 @@ class Follower:
         joining: tuple[KnownTrack | None, int] = None, 0
         for index in range(frame + step, last + step, step):
             image = self._frames.get(index)
-            if image is None:
+            if image is None:  # it cannot be decoded
+                yield index, None
                 continue
             box, psr = correlation.update(image)
             if track and margins and not track.ends(index, step):
@@ -251,8 +263,8 @@ class Follower:
             if track and not beyond and self._at_edge(track.xyxy[-1 if step > 0 else 0]):
                 return
             beyond += track is not None
-            unsure = unsure + 1 if psr < (SURE_PSR if track else LOST_PSR) else 0
-            if unsure >= LOST_FRAMES or beyond > BEYOND_TRACK_S * self._fps or self._inside(box) < INSIDE:
+            unsure = 0 if psr >= (SURE_PSR if track else LOST_PSR) else unsure + 1  # NaN is unsure, too
+            if unsure >= LOST_FRAMES or beyond > BEYOND_TRACK_S * self._fps or not self._inside(box) >= INSIDE:
                 return
             tentative.append((index, box))
             if not unsure:  # boxes of the last doubtful frames count once the tracker is sure again

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from ml_backend.core.boxes import percent_to_xyxy
+from ml_backend.core.boxes import clip_xyxy
 from ml_backend.core.errors import RequestError
 from ml_backend.core.types import Float64Array, Track, VideoInfo
 from ml_backend.inference.follow import FollowedObject, Follower
-from ml_backend.label_studio.regions import MALFORMED, track_to_value
+from ml_backend.label_studio.regions import MALFORMED, region_boxes, track_to_value
 from ml_backend.label_studio.timeline import Timeline
 
 Keyframe = Mapping[str, Any]
@@ -21,6 +21,8 @@ Keyframe = Mapping[str, Any]
 _GEOMETRY = ("x", "y", "width", "height", "rotation")
 #: Percent of the image by which a keyframe may differ and still be the same: Label Studio rounds nothing, but JSON may.
 _SAME = 1e-3
+#: Smallest side of a box in pixels: there is nothing to follow in less.
+MIN_SIDE = 4.0
 #: Most keyframes of a region that are read: a request is not trusted.
 MAX_KEYFRAMES = 100_000
 
@@ -79,6 +81,8 @@ class Redraw:
         """
         keys = self._read(region)
         earlier = {int(key["frame"]): key for key in before.sequence} if before else {}
+        if before and not (earlier.keys() - before.human) & keys.keys() and earlier.keys() - before.human:
+            before, earlier = None, {}  # the editor never got the answer, or the person has undone it
         human = {
             frame for frame, key in keys.items() if not (frame in earlier and _same(key, earlier[frame]))
         }  # moved or added since
@@ -97,9 +101,11 @@ class Redraw:
             ended[0] = self._beyond(out, human, keys[anchors[0]], -1)
         elif not before.ended[0]:
             ended[0] = self._beyond(out, human, keys[min(keys)], -1)
-        if (not before or anchors[-1] in changed) and keys[anchors[-1]]["enabled"]:
+        if not keys[anchors[-1]]["enabled"]:
+            ended[1] = True  # the person says where it ends
+        elif not before or anchors[-1] in changed:
             ended[1] = self._beyond(out, human, keys[anchors[-1]], 1)
-        elif before and not before.ended[1] and anchors[-1] not in changed:
+        elif not before.ended[1]:
             ended[1] = self._beyond(out, human, keys[max(keys)], 1)
         return Answer(tuple(out[frame] for frame in sorted(out)), frozenset(human), (ended[0], ended[1]))
 
@@ -120,7 +126,6 @@ class Redraw:
                 }
                 for key in sequence
             }
-            boxes = np.array([[key[name] for name in _GEOMETRY[:4]] for key in keys.values()])
         except MALFORMED as error:
             raise RequestError("The region cannot be read.", "Delete it, and draw it again.") from error
         frames = np.array(sorted(keys))
@@ -130,18 +135,17 @@ class Redraw:
                 f"{self._timeline.frames_count}.",
                 "Correct the task's frame rate, or draw the region again.",
             )
-        visible = (
-            (boxes[:, 2:] > 0).all(axis=1)
-            & (boxes[:, :2] < 100).all(axis=1)
-            & (boxes[:, :2] + boxes[:, 2:] > 0).all(axis=1)
-        )
-        if not (np.isfinite(boxes).all() and visible.all()):
-            raise RequestError("A box of the region is outside the picture or has no area.", "Draw it again.")
+        for key in keys.values():
+            finite = np.isfinite([key[name] for name in _GEOMETRY]).all()
+            if not finite or not (self._box(key)[2:] - self._box(key)[:2] >= MIN_SIDE).all():
+                raise RequestError("A box of the region is outside the picture or too small.", "Draw it again.")
         return keys
 
     def _box(self, key: Keyframe) -> Float64Array:
-        percent = np.array([[key[name] for name in _GEOMETRY[:4]]], np.float64)
-        box: Float64Array = percent_to_xyxy(percent, self._info.width, self._info.height)[0]
+        """Return a keyframe's box ``(4,)`` in pixels, inside the image; the upright box around a rotated one."""
+        width, height, frame = self._info.width, self._info.height, key["frame"]
+        _, xyxy, _ = region_boxes({"value": {"sequence": [{**key, "enabled": True}]}}, width, height, [frame])
+        box: Float64Array = clip_xyxy(xyxy, width, height)[0]
         return box
 
     def _index(self, frame: int) -> int:
@@ -162,8 +166,9 @@ class Redraw:
             self._replace(out, human | {frame}, 1, frame, found)
         else:  # a last keyframe of ours hides the object after it, which is no longer so
             self._replace(out, human, frame, self._timeline.frames_count, found)
-        span_used_up = limit in found.boxes and limit not in (0, self._info.frames - 1)
-        return found.ended[0 if step < 0 else 1] and not span_used_up
+        side = 0 if step < 0 else 1
+        span_used_up = found.reached[side] == limit and limit not in (0, self._info.frames - 1)
+        return found.ended[side] and not span_used_up
 
     def _replace(self, out: dict[int, Keyframe], fixed: set[int], first: int, last: int, found: FollowedObject) -> None:
         """Replace the keyframes from ``first`` to ``last``, but for the ``fixed`` ones, by a followed object's."""
@@ -186,8 +191,3 @@ def _same(a: Keyframe, b: Keyframe) -> bool:
     return bool(a.get("enabled")) == bool(b.get("enabled")) and all(
         abs(float(a.get(name) or 0.0) - float(b.get(name) or 0.0)) <= _SAME for name in _GEOMETRY
     )
-
-
-def sequence_of(answer: Answer) -> Sequence[dict[str, Any]]:
-    """Return an answer's keyframes as Label Studio takes them."""
-    return [dict(key) for key in answer.sequence]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -12,8 +13,11 @@ import numpy as np
 from cachetools import LRUCache
 
 from ml_backend.core.boxes import scaled_size
+from ml_backend.core.errors import VideoError
 from ml_backend.core.types import Image, VideoInfo
 from ml_backend.video.reader import read_frames
+
+log = logging.getLogger(__name__)
 
 #: Height of reduced frames in pixels: half of HD, at which a correlation tracker is as accurate as at full size.
 HEIGHT = 540
@@ -48,11 +52,7 @@ class ReducedFrames:
         self._last: tuple[int, _Block] = -1, {}
 
     def get(self, index: int) -> Image | None:
-        """Return a frame by its 0-based decoded index, ``(height, width)`` uint8; ``None`` if it cannot be decoded.
-
-        Raises:
-            VideoError: the file cannot be decoded there.
-        """
+        """Return a frame by its 0-based decoded index, ``(height, width)`` uint8; ``None`` if it cannot be decoded."""
         number = index // BLOCK
         if self._last[0] != number:
             self._last = number, self._block(number)
@@ -63,10 +63,13 @@ class ReducedFrames:
         with _lock:
             if (found := _cache.get(key)) is not None:
                 return found
-        block = dict(self._decode(number))
+        block: _Block = {}
+        try:
+            block.update(self._decode(number))
+        except VideoError as error:  # such as the missing end of a file
+            log.warning("Nothing can be followed there: %s", error)
         with _lock:
-            if block:
-                _cache[key] = block
+            _cache[key] = block
         return block
 
     def _decode(self, number: int) -> Iterator[tuple[int, Image]]:

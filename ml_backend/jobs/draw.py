@@ -45,11 +45,10 @@ def follow_regions(
 
     answers: list[dict[str, Any]] = []
     errors: list[BackendError] = []
+    deadline = time.monotonic() + max(_FAIR_S, ANSWER_S / (1 + container.queue.queues[INTERACTIVE].count))
     with container.media.open(video["uri"], task_id) as path:
         info, timeline = probe(path), video_timeline(path, video["frame_rate"])
         tracks = known_tracks(container, project_id, video["uri"], timeline, (info.width, info.height))
-        waiting = container.queue.queues[INTERACTIVE].count
-        deadline = time.monotonic() + max(_FAIR_S, ANSWER_S / (1 + waiting))
         follower = Follower(
             ReducedFrames(path, info),
             (info.width, info.height),
@@ -87,6 +86,8 @@ def warm(container: Container, task_id: int, video: Mapping[str, Any]) -> None:
     from ml_backend.inference.reduced_frames import BLOCK, ReducedFrames
     from ml_backend.video.probe import probe
 
+    if container.media.local_path(video["uri"]) is None:
+        return  # whoever draws meanwhile must not wait for a download
     with container.media.open(video["uri"], task_id) as path:
         info = probe(path)
         frames = ReducedFrames(path, info)
@@ -107,10 +108,11 @@ def known_tracks(container: Container, project_id: int, uri: str, timeline: Any,
     stored = next(container.projects.patterns.tracks_of_project(project_id, video_key(uri)), None)
     known = []
     for record in stored.tracks.tracks if stored else ():
+        if record.value["framesCount"] != timeline.frames_count:
+            continue  # of another task, with another frame rate
         sequence = record.value["sequence"]
-        wanted = np.arange(sequence[0]["frame"], min(sequence[-1]["frame"], timeline.frames_count) + 1)
-        if sequence[-1]["enabled"]:
-            wanted = np.arange(sequence[0]["frame"], timeline.frames_count + 1)
+        end = timeline.frames_count if sequence[-1]["enabled"] else sequence[-1]["frame"]
+        wanted = np.arange(sequence[0]["frame"], end + 1)
         frames, xyxy, visible = region_boxes({"value": record.value}, *size, wanted)
         decoded, rows = np.unique(timeline.decoded_index(frames[visible]), return_index=True)
         known.append(KnownTrack(decoded, xyxy[visible][rows]))

@@ -274,16 +274,17 @@ class JobQueue:
                 failure_ttl=60,
                 description=function,
             )
-            waiting: Job = Job.fetch(job.id, connection=connect(self.settings, timeout=None), serializer=job.serializer)
-            result = waiting.latest_result(timeout=math.ceil(timeout_s))
-        if result is None:
+            with connect(self.settings, timeout=timeout_s + 5) as connection:
+                waiting: Job = Job.fetch(job.id, connection=connection, serializer=job.serializer)
+                result = waiting.latest_result(timeout=math.ceil(timeout_s))
+        if result is None or result.type is result.Type.RETRIED:
             raise QueueUnavailable(
                 "The drawn box was not followed in time, since others are waiting too.", "Press the label's key again."
             )
         if result.type is not result.Type.SUCCESSFUL:
             with self.guard():
-                waiting.refresh()
-            raise PredictionFailed(failure_text(waiting))
+                job.refresh()
+            raise PredictionFailed(failure_text(job))
         return result.return_value
 
     def _follows(self) -> bool:

@@ -134,6 +134,7 @@ class TrainingWatcher:
                 self.lost = True
                 return
             except (QueueUnavailable, RedisError) as error:  # it may come back before the lock expires
+                self.paused = False
                 log.debug("The lock was not renewed: %s", error)
             if self._done.wait(_POLL_S):
                 return
@@ -190,9 +191,6 @@ class TrainingRun:
             # If another version is in use now, tasks need new predictions. If the worker dies between the promotion and
             # this line, the retry, which finds nothing new to train on, gets here too.
             self._refresh(version)
-            last = self._registry.get(version.id)
-            if last and not last.is_running:
-                announce(self._settings, last)
 
     # -- begin, hand back, end
 
@@ -251,6 +249,8 @@ class TrainingRun:
         except RunLost:  # it has ended, or belongs to another worker, which needs its files
             log.info("Project %s: %s no longer belongs to this worker.", self._project, version.name)
         else:
+            if state == "failed":
+                self._announce(version)
             self._tidy_up(version)
             if last.artifact:
                 clips = (clip_name(version, number) for number in range(CLIPS))  # of a gate that did not decide
@@ -269,6 +269,10 @@ class TrainingRun:
         if last.state in RUNNING:
             return None
         return {"version": last.name, "state": last.state, "reason": last.reason, "metrics": last.metrics}
+
+    def _announce(self, version: Version) -> None:
+        if (last := self._registry.get(version.id)) is not None:
+            announce(self._settings, last)
 
     def _refresh(self, version: Version) -> None:
         last = self._registry.get(version.id)
@@ -520,6 +524,7 @@ class TrainingRun:
         else:
             self._registry.finish(version, decision.outcome, decision.reason, metrics=metrics)
         self._container.count({"promoted": "promotions", "proposed": "proposals"}.get(decision.outcome, "refusals"))
+        self._announce(version)
         self._tidy_up(version)
 
     def _keep_clips(self, version: Version, others: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:

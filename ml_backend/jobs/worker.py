@@ -260,7 +260,7 @@ def main() -> int:
         log.error("%s", error)
         return 1
     served = queues_of(settings)
-    if set(served) != {"train"}:
+    if not set(served) <= {"train", "interactive"}:
         fetch_weights(settings)
     log.info("Ready: listening on %s", ", ".join(served))
     worker.work(logging_level="WARNING")

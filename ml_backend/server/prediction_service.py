@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ DIRECT_REQUESTS = 20
 MAX_RESPONSE_BYTES = 32 << 20
 #: Seconds to wait for drawn boxes. Label Studio waits 100, but a person does not.
 FOLLOW_TIMEOUT_S = 30.0
+#: Requests that wait for drawn boxes at once; the other threads of the process are for webhooks and predictions.
+MAX_FOLLOWING = 10
 #: Drawn boxes in one request.
 MAX_DRAWN = 100
 
@@ -41,6 +44,7 @@ class PredictionService:
         self._queue = queue
         self._projects = projects
         self._policies = PolicyStore(storage)
+        self._following = threading.BoundedSemaphore(MAX_FOLLOWING)
 
     def version(self, project_id: int | None = None) -> str:
         """Return the model version of new predictions. Takes milliseconds.
@@ -144,8 +148,7 @@ class PredictionService:
     ) -> list[dict[str, Any]]:
         """Return a prediction with the regions that a person has drawn in a task, followed through its video.
 
-        Where that fails, the regions are returned as they are, so that no work is lost; the reason is logged and shown
-        in the control room.
+        Where that fails, the regions are returned as they are, so that no work is lost, and the reason is logged.
 
         Args:
             context: what the editor sends: ``result`` has the regions.
@@ -164,14 +167,21 @@ class PredictionService:
                 rate = DEFAULT_FRAME_RATE if video.frame_rate is None else video.frame_rate
                 source = {"uri": video.uri, "frame_rate": rate}
                 arguments = [project_id, plan.task_id, source, of_video]
-                for region in self._queue.ask("follow_regions", arguments, "draw", FOLLOW_TIMEOUT_S):
+                for region in self._ask(arguments):
                     answers = [region if region.get("id") == item.get("id") else item for item in answers]
         except RequestError:
             raise
         except BackendError as error:
             log.warning("Task %s: a drawn box was not followed: %s", task.get("id"), error)
-            self._note_not_followed(project_id, task, error)
         return [{"result": answers, "model_version": self.version(project_id), "score": 0.0}]
+
+    def _ask(self, arguments: list[Any]) -> list[dict[str, Any]]:
+        if not self._following.acquire(blocking=False):
+            raise QueueUnavailable("Too many people draw at once.", "Press the label's key again.")
+        try:
+            return self._queue.ask("follow_regions", arguments, "draw", FOLLOW_TIMEOUT_S) or []
+        finally:
+            self._following.release()
 
     def warm(self, project_id: int, label_config: str, task: Mapping[str, Any]) -> None:
         """Prepare for drawn boxes in a task that somebody has opened."""
@@ -181,12 +191,6 @@ class PredictionService:
                 self._queue.request_warm(plan.task_id, video.uri)
         except BackendError as error:  # drawing reports it
             log.debug("Task %s was not warmed: %s", task.get("id"), error)
-
-    def _note_not_followed(self, project_id: int, task: Mapping[str, Any], error: BackendError) -> None:
-        try:
-            self._queue.publish(f"not-followed-{project_id}", {"task": task.get("id"), "error": str(error)})
-        except QueueUnavailable as unavailable:
-            log.warning("The control room cannot show it: %s", unavailable)
 
     def _plan(self, task: Mapping[str, Any], project_id: int, label_config: str, models: ProjectModels) -> TaskPlan:
         task_id = task.get("id")
@@ -246,7 +250,10 @@ def _drawn_regions(context: Mapping[str, Any]) -> list[dict[str, Any]]:
     regions = [
         item
         for item in (result if isinstance(result, list) else ())
-        if isinstance(item, dict) and item.get("type") == "videorectangle" and isinstance(item.get("value"), dict)
+        if isinstance(item, dict)
+        and item.get("type") == "videorectangle"
+        and isinstance(item.get("value"), dict)
+        and isinstance(item.get("id"), str)
     ]
     if not regions:
         raise RequestError(

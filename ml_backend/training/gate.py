@@ -67,10 +67,12 @@ def decide_promotion(
     if not _value(candidate, "map50"):
         return GateDecision("refused", "The candidate finds nothing in the held-out part.")
     evidence = _evidence(candidate, others)
-    if worse := [*_worse_metrics(candidate, incumbent), *_worse_labels(candidate, incumbent)]:
-        return GateDecision("refused", f"Worse than the present model: {', '.join(worse)}. {evidence}")
+    worse = [*_worse_metrics(candidate, incumbent), *_worse_labels(candidate, incumbent)]
+    reasons = [f"Worse than the present model: {', '.join(worse)}."] if worse else []
     if others and (lost := _worse_elsewhere(others)):
-        return GateDecision("refused", f"Worse on other videos: {lost}. {evidence}")
+        reasons.append(f"Worse on other videos: {lost}.")
+    if reasons:
+        return GateDecision("refused", " ".join([*reasons, evidence]))
     reason = f"Not worse than the present model: {_figures(candidate, incumbent)}."
     doubts = _doubts(candidate, others) if others else ""
     if propose or doubts:

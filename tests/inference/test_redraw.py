@@ -123,7 +123,7 @@ def test_answers_survive_storage() -> None:
         ([], "cannot be read"),
         ([{"frame": "x"}], "cannot be read"),
         ([key(Scene(), 20, x=120)], "outside the picture"),
-        ([key(Scene(), 20, width=0)], "outside the picture or has no area"),
+        ([key(Scene(), 20, width=0)], "outside the picture or too small"),
         ([key(Scene(), 20, x=float("nan"))], "outside the picture"),
         ([{**key(Scene(), 20), "frame": COUNT + 1}], f"frames are 1 to {COUNT}"),
         ([{**key(Scene(), 20), "frame": 0}], f"frames are 1 to {COUNT}"),
@@ -141,3 +141,35 @@ def test_a_changed_box_at_the_same_frame_counts_as_corrected() -> None:
     second = redraw(scene).extend(region(*moved.sequence), first)
     assert second.human == {20}
     assert second.sequence != first.sequence
+
+
+def test_an_answer_that_the_editor_never_got_is_given_again() -> None:
+    scene = Scene()
+    first = redraw(scene).extend(region(key(scene, 20)), None)
+    assert redraw(scene).extend(region(key(scene, 20)), first) == first
+
+
+def test_without_time_nothing_is_hidden_between_drawn_boxes() -> None:
+    scene = Scene()
+    answer = redraw(scene, stop_after=0).extend(region(key(scene, 10), key(scene, 40)), None)
+    assert set(range(10, 41)) <= set(shown(answer))
+
+
+def test_a_persons_end_is_not_overrun() -> None:
+    scene = Scene()
+    first = redraw(scene, stop_after=8).extend(region(key(scene, 20)), None)
+    assert not first.ended[1]
+    ended = {**keyframes(first), 35: key(scene, 35, enabled=False)}
+    ended = {frame: item for frame, item in ended.items() if frame <= 35}
+    for _ in range(2):
+        first = redraw(scene).extend(region(*ended.values()), first)
+        assert max(shown(first)) == 35
+        ended = keyframes(first)
+
+
+def test_a_rotated_box_is_followed_as_the_upright_one_around_it() -> None:
+    scene = Scene()
+    turned = key(scene, 20, rotation=5)
+    answer = redraw(scene).extend(region(turned), None)
+    assert keyframes(answer)[20] == turned
+    assert len(shown(answer)) > 40

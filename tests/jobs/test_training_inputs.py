@@ -54,11 +54,6 @@ def test_annotations_are_yet_to_be_read(trained: Container) -> None:
     start(trained)
 
 
-def test_predictions_are_trained_on_too(trained: Container) -> None:
-    trained.policies.set(7, {"pseudo_labels": True})
-    start(trained)
-
-
 def test_the_last_training_failed(trained: Container) -> None:
     registry = trained.registry
     registry.finish(registry.begin(7, "me", "a test", None), "failed", "Out of memory.")
