@@ -90,16 +90,15 @@ def editor(motion_stack: Stack, chromium: Any, tmp_path: Path) -> Iterator[Edito
     task = client.create_task(project, {"video": client.upload_file(project, video), **facts})
     server = motion_stack.label_studio
     page = chromium.new_page(viewport={"width": 1600, "height": 1000})
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(180_000)
     page.goto(f"{server.url}/user/login/")
     page.fill("input[name=email]", server.username)
     page.fill("input[name=password]", server.password)
     page.click("button[type=submit]")
     page.wait_for_load_state("networkidle")
     page.goto(f"{server.url}/projects/{project}/data?task={task}")
-    page.wait_for_function(
-        "Htx?.annotationStore?.selected && Konva.stages.length && document.querySelector('video')?.readyState > 1"
-    )
+    page.wait_for_function("window.Htx?.annotationStore?.selected && window.Konva?.stages.length")
+    page.wait_for_function("document.querySelector('video')?.readyState > 1")
     yield Editor(page, motion_stack, task)
     page.close()
 
