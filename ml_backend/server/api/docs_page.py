@@ -6,11 +6,13 @@ import json
 import shlex
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from markdown_it import MarkdownIt
 from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 Schema = Mapping[str, Any]
 
@@ -39,6 +41,8 @@ def _render_markdown(text: str) -> Markup:
 
 @cache
 def _markdown() -> MarkdownIt:
+    from markdown_it import MarkdownIt  # start-up does not need it
+
     return MarkdownIt("commonmark", {"html": False})
 
 
