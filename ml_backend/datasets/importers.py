@@ -209,6 +209,15 @@ class ImportedVideo:
     read: Callable[..., ImportedBoxes]
     facts: VideoFacts = NO_FACTS
 
+    @classmethod
+    def unreadable(cls, name: str, error: ConfigError) -> ImportedVideo:
+        """Return a video whose ``read`` raises an error, so that the others of its dataset are imported."""
+
+        def read(*_: object) -> ImportedBoxes:
+            raise error
+
+        return cls(name, read)
+
 
 @dataclass(slots=True)
 class ImportResult:

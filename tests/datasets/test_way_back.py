@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ml_backend.core.errors import ConfigError
 from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.exporter import DatasetOptions, export_dataset
 from ml_backend.datasets.formats.coco import read_coco
@@ -460,3 +461,30 @@ def test_damaged_frame_numbers_do_not_fill_the_memory(tmp_path: Path, monkeypatc
     read = ImportedBoxes.from_rows([(0, 1, "a"), (9_000_000, 1, "a")], [[0, 0, 8, 8]] * 2, [0, 9_000_000])
     assert read.interpolated(read.tracks[0], 30).frames.tolist() == list(range(30))
     assert max(made) < 1000
+
+
+@pytest.mark.parametrize("name", ["mot", "yolo-track"])
+def test_a_damaged_video_of_a_dataset_keeps_no_other_from_being_imported(name: str, tmp_path: Path) -> None:
+    files = {
+        "mot": {
+            "good/gt/gt.txt": "1,1,0,0,9,9,1\n",
+            "bad/gt/gt.txt": "1,1,0,0,9,9,1\n",
+            "bad/seqinfo.ini": "no section",
+        },
+        "yolo-track": {
+            "data.yaml": "names: [a]",
+            "labels/good_000000.txt": "0 0.5 0.5 0.1 0.1 1\n",
+            "labels/bad_000000.txt": "0 0.5 0.5 0.1 0.1 1\n",
+            "labels/bad_99999999999.txt": "0 0.5 0.5 0.1 0.1 1\n",
+        },
+    }[name]
+    for place, text in files.items():
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    reader = {"mot": read_mot, "yolo-track": read_yolo}[name]
+    videos = {video.name: video for video in reader(tmp_path)}
+    assert set(videos) == {"good", "bad"}
+    assert len(videos["good"].read(100, 100, 10).tracks) == 1
+    with pytest.raises(ConfigError, match=r"(?s)bad.*Correct"):
+        videos["bad"].read(100, 100, 10)

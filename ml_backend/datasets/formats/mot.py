@@ -110,7 +110,11 @@ def read_mot(path: Path, default_label: str = "object") -> Iterator[ImportedVide
         raise ConfigError(f"{path} has no gt/gt.txt.", "Give a dataset, a sequence, or a text file of tracks.")
     for file in files:
         sequence = file.parent.parent if file.parent.name == "gt" else file.with_suffix("")
-        info = _sequence_info(sequence / "seqinfo.ini")
+        try:
+            info = _sequence_info(sequence / "seqinfo.ini")
+        except ConfigError as error:
+            yield ImportedVideo.unreadable(sequence.name, error)
+            continue
         name = info.get("videofile") or info.get("name") or sequence.name
         stride = int(info.get("stride", "1"))
         yield ImportedVideo(name, partial(_read_boxes, file, stride, default_label), _facts(info, stride))

@@ -95,13 +95,19 @@ def read_yolo(folder: Path, first_frame: int | None = None) -> Iterator[Imported
     """
     names, stride = _read_head(folder / "data.yaml")
     files: dict[str, list[tuple[int, Path]]] = {}
+    wrong: dict[str, Path] = {}
     for path in (folder / "labels").rglob("*.txt"):
         video, _, digits = path.stem.rpartition("_")
         if video and digits.isdecimal():
             if int(digits) > MAX_FRAME:
-                raise ConfigError(f"{path}: {digits} is not a frame number.", "Correct the name.")
+                wrong[video] = path
+                continue
             files.setdefault(video, []).append((int(digits), path))
-    if not files:
+    for video, path in wrong.items():
+        files.pop(video, None)
+        error = ConfigError(f"{path}: that is not a frame number.", "Correct the name.")
+        yield ImportedVideo.unreadable(video, error)
+    if not files and not wrong:
         raise ConfigError(f"{folder} has no labels/**/<video>_<frame>.txt.", "Give the folder with data.yaml.")
     if first_frame is None and (stride != 0 or any(min(each)[0] == 0 for each in files.values())):
         first_frame = 0
