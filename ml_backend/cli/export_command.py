@@ -86,7 +86,7 @@ def open_reader(
         ConfigError: not exactly one of project and file is given, or it cannot be read.
         LabelStudioError, MediaError: see :class:`~ml_backend.datasets.annotation_reader.AnnotationReader`.
     """
-    settings, _ = settings_in_force()
+    settings = settings_in_force()
     options |= {"videos": videos, "video_map": video_map, "only": tasks}
     if project is not None and from_json is None:
         client = LabelStudioClient.from_settings(settings)

@@ -82,12 +82,12 @@ def follow_regions(
 
 @job
 def warm(container: Container, task_id: int, video: Mapping[str, Any]) -> None:
-    """Fetch a video and decode its first seconds, since somebody has opened its task."""
+    """Decode the first seconds of a video, since somebody has opened its task; nothing if it must be downloaded."""
     from ml_backend.inference.reduced_frames import BLOCK, ReducedFrames
     from ml_backend.video.probe import probe
 
     if container.media.local_path(video["uri"]) is None:
-        return  # whoever draws meanwhile must not wait for a download
+        return  # a download would delay the drawn boxes of other tasks
     with container.media.open(video["uri"], task_id) as path:
         info = probe(path)
         frames = ReducedFrames(path, info)

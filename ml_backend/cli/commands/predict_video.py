@@ -55,7 +55,7 @@ def main(
     """
     options = {"yolo_weights": weights, "mode": mode, "detector": detector}
     chosen = {name: value for name, value in options.items() if value is not None}
-    settings = settings_in_force()[0].model_copy(update=chosen)
+    settings = settings_in_force().model_copy(update=chosen)
     with progress_bar(f"Pre-annotating {video.name}") as progress:
         summary = predict_file(
             video,

@@ -79,7 +79,7 @@ def main(video: Path, out: Path, **options: Any) -> None:
     overrides = {name: options[name] for name in ("mode", "detector") if options[name] is not None}
     config = read_label_config(options["config"], "Check the path.") if options["config"] else None
     runs_model = any(options[name] is not None for name in ("weights", "detector", "compare"))
-    settings = settings_in_force()[0] if runs_model else Settings()
+    settings = settings_in_force() if runs_model else Settings()
     model = LayerModel(
         options["config"] or ROOT / "label_config.xml",
         settings.model_copy(update=overrides),

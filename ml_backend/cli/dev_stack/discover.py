@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _LOCATIONS = {"data_dir", "label_studio_url", "redis_url", "database_url"}
 
 
-def settings_in_force() -> tuple[Settings, str]:
-    """Return the settings, completed by those of a running stack, and the backend's URL.
+def settings_in_force() -> Settings:
+    """Return the settings, completed by those of a running stack.
 
     The stack is the one on the settings' data folder or, if that is not set, any that ``up.sh`` of this project runs.
     Without one, a line on stderr names the data folder. Changes the environment: local addresses bypass the proxy.
@@ -38,10 +38,9 @@ def settings_in_force() -> tuple[Settings, str]:
                 "(set DATA_DIR to use another one).",
                 file=sys.stderr,
             )
-        return settings, settings.backend_url
+        return settings
     known = {name.lower(): value for name, value in stack.environment.items()} | {"backend_url": stack.backend_url}
-    settings = Settings(**{name: value for name, value in known.items() if name not in chosen})  # type: ignore[arg-type]
-    return settings, settings.backend_url
+    return Settings(**{name: value for name, value in known.items() if name not in chosen})  # type: ignore[arg-type]
 
 
 def container_in_force(project: int | None = None) -> Container:
@@ -56,7 +55,7 @@ def container_in_force(project: int | None = None) -> Container:
     """
     from ml_backend.jobs.container import Container
 
-    container = Container(settings_in_force()[0])
+    container = Container(settings_in_force())
     if project is not None:
         container.lister.check(project)
     return container

@@ -65,8 +65,8 @@ def show(findings: Sequence[Finding], console: Console) -> None:
 def main(as_json: bool, quiet: bool, only: Sequence[str], backend_url: str | None) -> None:
     """Check this installation and print results with hints. Exits with 1 if a check failed."""
     logging.disable(logging.WARNING)
-    settings, found_url = settings_in_force()
-    findings = examine(Target(settings, (backend_url or found_url).rstrip("/")), only)
+    settings = settings_in_force()
+    findings = examine(Target(settings, (backend_url or settings.backend_url).rstrip("/")), only)
     failed = [finding for finding in findings if finding.status == "failed"]
     if as_json:
         # `cure` was the name of `hint` in 0.1.0.

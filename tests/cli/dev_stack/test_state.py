@@ -123,17 +123,17 @@ def test_a_damaged_state_is_no_running_stack(tmp_path: Path) -> None:
 def test_commands_find_a_running_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    assert settings_in_force()[0].redis_url == "redis://localhost:6379/0"
+    assert settings_in_force().redis_url == "redis://localhost:6379/0"
     state = make_state(os.getpid())
     state.environment = {"REDIS_URL": "unix:///stack", "LABEL_STUDIO_URL": "http://localhost:1"}
     state.save(tmp_path)
     monkeypatch.setenv("LABEL_STUDIO_URL", "http://chosen")
-    settings, backend_url = settings_in_force()
+    settings = settings_in_force()
     assert settings.redis_url == "unix:///stack"
     assert settings.label_studio_url == "http://chosen", "what the environment says wins"
-    assert backend_url == settings.backend_url == "http://localhost:2"
+    assert settings.backend_url == "http://localhost:2"
     monkeypatch.setenv("BACKEND_URL", "http://backend.example:9090")
-    assert settings_in_force()[1] == "http://backend.example:9090"
+    assert settings_in_force().backend_url == "http://backend.example:9090"
 
 
 @pytest.fixture
@@ -157,10 +157,10 @@ def test_commands_find_the_stack_from_any_folder(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_on(root / "data", "unix:///in-root")
-    settings, _ = settings_in_force()
+    settings = settings_in_force()
     assert (settings.redis_url, settings.data_dir) == ("unix:///in-root", root / "data")
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "chosen"))
-    assert settings_in_force()[0].redis_url == "redis://localhost:6379/0", "a folder that was chosen counts alone"
+    assert settings_in_force().redis_url == "redis://localhost:6379/0", "a folder that was chosen counts alone"
     assert capsys.readouterr() == ("", "")
 
 
@@ -169,11 +169,11 @@ def test_commands_find_a_stack_with_another_data_folder(root: Path, tmp_path: Pa
         run_on(tmp_path / name, f"unix:///{name}")
         announce(root, tmp_path / name)
     assert announcements(root).stat().st_mode & 0o777 == 0o600
-    assert settings_in_force()[0].redis_url == "unix:///bigger", "the newest"
-    assert settings_in_force()[0].data_dir == tmp_path / "bigger"
+    assert settings_in_force().redis_url == "unix:///bigger", "the newest"
+    assert settings_in_force().data_dir == tmp_path / "bigger"
 
     state_path(tmp_path / "bigger").unlink()  # it was killed
-    assert settings_in_force()[0].redis_url == "unix:///big"
+    assert settings_in_force().redis_url == "unix:///big"
     announce(root, tmp_path / "big")
     assert announced(root) == [tmp_path / "big"], "what no longer runs is forgotten"
     state_path(tmp_path / "big").unlink()
