@@ -85,6 +85,8 @@ def editor(motion_stack: Stack, chromium: Any, tmp_path: Path) -> Iterator[Edito
     write_scene(video)
     client = motion_stack.client()
     project = client.create_project("drawing", (ROOT / "label_config.xml").read_text(encoding="utf-8"))
+    # The task is predicted meanwhile; the editor opens without the predicted region, however early that is there.
+    client.sdk.projects.update(project, show_collab_predictions=False)
     connect(motion_stack, client, project)
     facts = {"fps": FPS, "frames": FRAMES, "width": WIDTH, "height": HEIGHT, "duration": FRAMES / FPS}
     task = client.create_task(project, {"video": client.upload_file(project, video), **facts})
