@@ -45,14 +45,13 @@ def mean_colours(image: Image, xyxy: FloatArray) -> FloatArray:
 
 
 def colour_distance(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Return pairwise colour distances: 0 equal, 1 and more clearly different, NaN where a colour is unknown.
+    """Return colour distances: 0 equal, 1 and more clearly different, NaN where a colour is unknown.
 
     Args:
-        a: ``(n, 9)``.
-        b: ``(m, 9)``.
+        a, b: ``(..., 9)`` arrays that broadcast against each other.
 
     Returns:
-        ``(n, m)``.
+        ``(...)``.
     """
-    delta = (a[:, None] - b[None]).reshape(len(a), len(b), len(STRIPES), 3)
+    delta = (a - b).reshape(*np.broadcast_shapes(a.shape, b.shape)[:-1], len(STRIPES), 3)
     return np.asarray(np.sqrt((delta**2).sum(-1)).mean(-1) / FULL_DIFFERENCE, np.float32)

@@ -94,7 +94,7 @@ def _colour_distance(a: FloatArray | None, b: FloatArray | None) -> float:
     """Return the colour distance; 0 if one is unknown."""
     if a is None or b is None:
         return 0.0
-    return float(np.nan_to_num(appearance.colour_distance(a[None], b[None]))[0, 0])
+    return float(np.nan_to_num(appearance.colour_distance(a, b)))
 
 
 def best_pairs(
