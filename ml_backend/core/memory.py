@@ -1,6 +1,6 @@
 """Devices, memory of the machine and of models, and inference that recovers from running out of it.
 
-Only :func:`select_device` imports torch: while it is not loaded, it uses no memory.
+Only :func:`select_device` imports torch, and only where there may be a GPU: torch takes seconds and 200 MB.
 """
 
 from __future__ import annotations
@@ -8,19 +8,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import psutil
 
 from ml_backend.core.errors import WeightsError
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +26,8 @@ T = TypeVar("T")
 
 #: The memory limit of a container (cgroup v2); psutil reports the host's memory.
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+#: One of them exists on a Linux machine, or in a container, with a GPU that torch can use.
+GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +98,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def select_device(name: str) -> torch.device:
-    """Return the torch device of a name; ``auto``: CUDA, then Apple's GPU, then the CPU.
+def select_device(name: str) -> str:
+    """Return torch's name of a device: ``"cpu"``, ``"cuda:0"``, ``"mps"``; ``auto``: CUDA, then Apple's GPU, the CPU.
 
     Raises:
         WeightsError: the name is invalid, or the machine has no such device.
     """
+    if name == "cpu" or (name == "auto" and _has_no_gpu()):
+        return "cpu"
     import torch
 
     mps = torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "mps" if mps else "cpu")
+        return "cuda:0" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -116,7 +118,17 @@ def select_device(name: str) -> torch.device:
     cuda = (device.index or 0) < torch.cuda.device_count()
     if not {"cpu": True, "mps": mps, "cuda": cuda}.get(device.type, False):
         raise WeightsError(f"DEVICE={name!r} is not available on this machine.", "Set DEVICE=auto.")
-    return device
+    return str(device)
+
+
+def _has_no_gpu() -> bool:
+    """Return whether torch certainly finds no GPU: on Linux, drivers of NVIDIA, of AMD and of WSL have device files."""
+    return sys.platform == "linux" and not any(map(os.path.exists, GPU_DEVICE_FILES))
+
+
+def device_type(device: str) -> str:
+    """Return ``"cpu"``, ``"cuda"`` or ``"mps"``."""
+    return device.partition(":")[0]
 
 
 class OutOfMemoryFallback:
@@ -134,28 +146,28 @@ class OutOfMemoryFallback:
     batch: int
     item_name = "items"
     max_concurrency: int = 1
-    _device: torch.device
+    _device: str
 
     @property
     def device(self) -> str:
         """The network's current device: ``"cpu"``, ``"cuda:0"``, ``"mps"``."""
-        return str(self._device)
+        return self._device
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: str) -> None:
         """Load or move the network to a device."""
         raise NotImplementedError
 
-    def move_to(self, device: torch.device) -> None:
+    def move_to(self, device: str) -> None:
         """Place the network on a device, or on the CPU if the device has too little memory."""
         try:
             return self._move_to(device)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or device.type == "cpu":
+            if not is_out_of_memory(error) or device == "cpu":
                 raise
         # Outside the except block, because the error keeps the failed call's tensors alive.
         log.warning("%s has too little memory for the network: using the CPU.", device)
         free_gpu_memory()
-        self._move_to(type(device)("cpu"))
+        self._move_to("cpu")
 
     def run_with_fallback(self, call: Callable[[int], T]) -> T:
         """Call with the largest batch that fits.
@@ -174,7 +186,7 @@ class OutOfMemoryFallback:
                 try:
                     return call(batch)
                 except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error) or (device.type == "cpu" and batch <= 1):
+                    if not is_out_of_memory(error) or (device == "cpu" and batch <= 1):
                         raise
                 with self._reload_lock:  # outside the except block, as above
                     if (batch, device) == (self.batch, self._device):  # no other thread has reduced it yet
@@ -195,9 +207,9 @@ class OutOfMemoryFallback:
             )
         else:
             log.warning("Out of memory on %s with a batch of 1: using the CPU.", self._device)
-            self._move_to(type(self._device)("cpu"))
+            self._move_to("cpu")
         free_gpu_memory()
 
-    def _move_to(self, device: torch.device) -> None:
+    def _move_to(self, device: str) -> None:
         self.place(device)
         self._device = device

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from ml_backend.core.boxes import scaled_size
 from ml_backend.core.errors import WeightsError
-from ml_backend.core.memory import OutOfMemoryFallback, is_out_of_memory, select_device
+from ml_backend.core.memory import OutOfMemoryFallback, device_type, is_out_of_memory, select_device
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections, Image
 from ml_backend.detectors.engines.exports import EngineExport
 from ml_backend.detectors.engines.openvino_engine import OpenvinoEngine
 from ml_backend.detectors.engines.torch_engine import Pixels, TorchEngine, padded_batch_size
-from ml_backend.detectors.setup import setup_ultralytics
-
-if TYPE_CHECKING:
-    import torch
+from ml_backend.detectors.letterbox import Letterbox
+from ml_backend.detectors.nms import select_detections
 
 log = logging.getLogger(__name__)
 
-NMS_IOU = 0.7  # ultralytics' default for predict and track
-MAX_DETECTIONS = 300  # ultralytics' default
 #: Errors of a broken runtime; not a job's timeout, which may be raised at any line.
 _PYTHON_FAULTS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 RUNTIME_FAULTS = (RuntimeError, OSError, WeightsError, *_PYTHON_FAULTS)
@@ -77,7 +74,6 @@ class YoloDetector(OutOfMemoryFallback):
         path = Path(path)
         if not path.exists():
             raise WeightsError(f"No model weights at {path}.", "Set YOLO_WEIGHTS to an existing checkpoint.")
-        setup_ultralytics()
         self._path = path
         self._conf = settings.conf
         self._imgsz = settings.imgsz
@@ -102,15 +98,14 @@ class YoloDetector(OutOfMemoryFallback):
 
     def working_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the size inside the letterbox: 640 x 360 for 1920 x 1080 at ``imgsz`` 640; never enlarges."""
-        input_height, input_width = self._input_size()
-        scale = min(input_height / height, input_width / width, 1.0)
-        return scaled_size(width, height, scale)
+        fitted = self._letterbox(width, height).scaled_size
+        return fitted if fitted < (width, height) else (width, height)
 
     def warm_up(self, width: int, height: int) -> None:
         """Run the network once with each batch size for videos of this size: first calls compile kernels."""
         size = self.working_size(width, height)
         if size not in self._warm:
-            limit = min(self.batch, self._engine.max_batch) if self._device.type == "cuda" else 1
+            limit = min(self.batch, self._engine.max_batch) if device_type(self._device) == "cuda" else 1
             for count in sorted({min(padded_batch_size(n), limit) for n in range(1, limit + 1)}):
                 self.detect([np.zeros((size[1], size[0], 3), np.uint8)] * count)
             self._warm.add(size)
@@ -129,19 +124,17 @@ class YoloDetector(OutOfMemoryFallback):
             results += self.run_with_fallback(partial(self._detect_from, images, len(results)))
         return results
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: str) -> None:
         """Load the network; see :meth:`OutOfMemoryFallback.place`."""
         self._engine = self._load(device)
         self.batch = min(self.batch, self._engine.max_batch)
 
     def pixels(self, images: Sequence[Image]) -> Pixels:
         """Letterbox images of one size to the network's input."""
-        from ultralytics.data.augment import LetterBox
+        letterbox = self._letterbox(images[0].shape[1], images[0].shape[0])
+        return np.stack([letterbox.apply(image) for image in images])
 
-        letterbox = LetterBox(self._input_size(), auto=True, stride=self._engine.stride)
-        return np.stack([letterbox(image=image) for image in images])
-
-    def _load(self, device: torch.device) -> TorchEngine | OpenvinoEngine:
+    def _load(self, device: str) -> TorchEngine | OpenvinoEngine:
         if self._export is not None:
             try:
                 return OpenvinoEngine(self._export, self.batch)
@@ -150,7 +143,7 @@ class YoloDetector(OutOfMemoryFallback):
                     raise
                 self._drop_export(self._export, _reason(error))
         # fp16 halves time and memory on CUDA; elsewhere it is slower or breaks models.
-        return TorchEngine(self._path, device, half=self._half and device.type == "cuda")
+        return TorchEngine(self._path, device, half=self._half and device_type(device) == "cuda")
 
     def _drop_export(self, export: EngineExport, reason: str) -> None:
         self._export = None
@@ -177,31 +170,16 @@ class YoloDetector(OutOfMemoryFallback):
         return self._detect_batch(self._engine, batch[: self.batch])
 
     def _detect_batch(self, engine: TorchEngine | OpenvinoEngine, images: Sequence[Image]) -> list[Detections]:
-        import torch
-        import torchvision  # noqa: F401 - ultralytics' NMS uses its faster kernel if it is imported
-        from ultralytics.utils import nms, ops
+        letterbox = self._letterbox(images[0].shape[1], images[0].shape[0])
+        found = [
+            select_detections(raw, self._conf, end2end=engine.end2end) for raw in engine.infer(self.pixels(images))
+        ]
+        return [replace(detections, xyxy=letterbox.to_image(detections.xyxy)) for detections in found]
 
-        pixels = self.pixels(images)
-        raw = engine.infer(pixels)
-        with torch.inference_mode():
-            boxes = nms.non_max_suppression(raw, self._conf, NMS_IOU, max_det=MAX_DETECTIONS, end2end=engine.end2end)
-            results = []
-            for image, rows in zip(images, boxes, strict=True):
-                ops.scale_boxes(pixels.shape[1:3], rows[:, :4], image.shape)
-                results.append(_to_detections(rows))
-            return results
-
-    def _input_size(self) -> list[int]:
-        from ultralytics.utils.checks import check_imgsz
-
-        return list(check_imgsz(self._imgsz, stride=self._engine.stride, min_dim=2))
+    def _letterbox(self, width: int, height: int) -> Letterbox:
+        stride = self._engine.stride
+        return Letterbox.fit((width, height), math.ceil(self._imgsz / stride) * stride, stride)
 
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]
-
-
-def _to_detections(rows: torch.Tensor) -> Detections:
-    values = rows.float().cpu().numpy()
-    xyxy, conf = np.ascontiguousarray(values[:, :4], np.float32), np.ascontiguousarray(values[:, 4], np.float32)
-    return Detections(xyxy, conf, values[:, 5].astype(np.int64))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from ml_backend.core.errors import WeightsError
-from ml_backend.core.memory import OutOfMemoryFallback, model_memory, select_device
+from ml_backend.core.memory import OutOfMemoryFallback, device_type, model_memory, select_device
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import FloatArray, Image
 from ml_backend.embeddings.crops import letterbox
@@ -105,13 +105,13 @@ class TorchEmbedder(OutOfMemoryFallback):
         """Map ``(n, 3, size, size)`` normalised RGB to ``(n, dim)``, not L2-normalised."""
         raise NotImplementedError
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: str) -> None:
         """Move the network; see :meth:`OutOfMemoryFallback.place`."""
         import torch
 
-        self._dtype = torch.float16 if device.type in FP16_DEVICES else torch.float32
+        self._dtype = torch.float16 if device_type(device) in FP16_DEVICES else torch.float32
         self._model.to(device=device, dtype=self._dtype)
-        if device.type == "cpu":
+        if device == "cpu":
             self.batch = min(self.batch, self.cpu_batch)
 
     def _to_input(self, crops: Sequence[Image]) -> torch.Tensor:

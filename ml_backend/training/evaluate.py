@@ -24,6 +24,7 @@ from ml_backend.core.settings import Settings, get_settings
 from ml_backend.core.types import Detections, FrameFeatures, IntArray, Track, VideoInfo
 from ml_backend.detectors.average_precision import AveragePrecision
 from ml_backend.detectors.loading import use_detector
+from ml_backend.detectors.nms import suppress_duplicates
 from ml_backend.detectors.weights import MOTION
 from ml_backend.detectors.yolo import Detector, YoloDetector
 from ml_backend.inference.detection_stream import detection_stream
@@ -381,18 +382,12 @@ def _map_to_labels(detections: Detections, to_class: IntArray) -> Detections:
 
     Where several classes map to one label, duplicates are removed by NMS per label, as within one class.
     """
-    import torch
-    from torchvision.ops import batched_nms
-
-    from ml_backend.detectors.yolo import NMS_IOU
-
     classes = to_class[detections.class_id]
     kept = np.flatnonzero(classes >= 0)
     kept = kept[np.argsort(-detections.conf[kept], kind="stable")]
     counts = np.bincount(to_class[to_class >= 0])
     if len(kept) and counts.max() > 1:
-        xyxy, conf, index = (torch.from_numpy(a[kept]) for a in (detections.xyxy, detections.conf, classes))
-        kept = kept[batched_nms(xyxy, conf, index, NMS_IOU).numpy()]
+        kept = kept[suppress_duplicates(detections.xyxy[kept], detections.conf[kept], classes[kept])]
     return Detections(detections.xyxy[kept], detections.conf[kept], classes[kept])
 
 

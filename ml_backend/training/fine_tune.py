@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import BackendError, StorageError, TrainingFailed
-from ml_backend.core.memory import is_out_of_memory, select_device
+from ml_backend.core.memory import device_type, is_out_of_memory, select_device
 from ml_backend.core.settings import get_settings
 from ml_backend.detectors.setup import setup_ultralytics
 from ml_backend.detectors.yolo import YoloDetector
@@ -98,7 +98,7 @@ class TrainingPlan:
         args = dict(plan.get("args") or {})
         device = str(plan.get("device") or "auto")
         if "pictures" in plan:
-            kind = select_device(device).type
+            kind = device_type(select_device(device))
             args = training_args(plan["pictures"], plan["tracks"], kind, plan["imgsz"], args)
         return cls(
             Path(plan["data"]).absolute(),
@@ -151,7 +151,7 @@ def _train(plan: TrainingPlan, emit: Emit, pause: Callable[[], None]) -> float:
     fixed: dict[str, Any] = {
         "data": str(plan.data),
         "save_dir": str(plan.run),
-        "device": str(device.index or 0) if device.type == "cuda" else device.type,
+        "device": device.partition(":")[2] or "0" if device_type(device) == "cuda" else device,
         "plots": False,
         "val": True,
         "workers": plan.args.get("workers", 0),

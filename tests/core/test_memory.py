@@ -142,10 +142,10 @@ class Network(OutOfMemoryFallback):
         self.placed: list[str] = []
         self.calls: list[tuple[str, int]] = []
         self.error: Callable[[str], BaseException] = RuntimeError
-        self.move_to(torch.device("meta"))
+        self.move_to("meta")
 
-    def place(self, device: torch.device) -> None:
-        self.placed.append(device.type)
+    def place(self, device: str) -> None:
+        self.placed.append(device)
 
     def run(self) -> int:
         return self.run_with_fallback(self.call)
@@ -196,10 +196,10 @@ class Placed(Network):
 
     errors: Mapping[str, str] = {"meta": "CUDA out of memory"}
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: str) -> None:
         super().place(device)
-        if device.type in self.errors:
-            raise RuntimeError(self.errors[device.type])
+        if device in self.errors:
+            raise RuntimeError(self.errors[device])
 
 
 def test_a_network_that_does_not_fit_is_placed_on_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
@@ -215,7 +215,7 @@ def test_placing_fails_for_other_reasons_and_on_the_cpu() -> None:
     failing.errors = {"meta": "broken", "cpu": "out of memory"}
     for device, message in failing.errors.items():
         with pytest.raises(RuntimeError, match=message):
-            failing.move_to(torch.device(device))
+            failing.move_to(device)
     assert failing.placed == ["meta", "cpu"]
 
 

@@ -174,7 +174,7 @@ def engine_note(plan: EnginePlan) -> str:
 
 def _choose(plan: EnginePlan, make_missing: Callable[[EnginePlan], str]) -> EngineChoice:
     settings = plan.settings
-    on_cpu = select_device(settings.device).type == "cpu"
+    on_cpu = select_device(settings.device) == "cpu"
     on_x86 = on_cpu and platform.machine().lower() in ("x86_64", "amd64")
     if settings.engine == "torch" or (settings.engine == "auto" and not on_x86):
         return EngineChoice(note=NO_INT8 if settings.precision == "int8" else "")

@@ -112,10 +112,9 @@ def _export(plan: EnginePlan, folder: Path) -> Mapping[str, Any]:
     """Write the network in fp32, and compare it with the checkpoint."""
     setup_openvino()
     import openvino
-    import torch
 
     started = time.monotonic()
-    engine = TorchEngine(plan.path, torch.device("cpu"), half=False)
+    engine = TorchEngine(plan.path, "cpu", half=False)
     openvino.save_model(_with_preprocessing(_convert(engine)), folder / MODEL_FILE, compress_to_fp16=False)
     export = EngineExport(folder, "fp32", engine.names, engine.stride, engine.end2end)
     result = check(plan, export)

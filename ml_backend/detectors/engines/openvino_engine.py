@@ -8,11 +8,12 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from cachetools import LRUCache
 
+from ml_backend.core.types import FloatArray
 from ml_backend.detectors.engines.exports import EngineExport
 from ml_backend.detectors.engines.torch_engine import Pixels
 from ml_backend.detectors.setup import setup_openvino
@@ -76,10 +77,8 @@ class OpenvinoEngine:
         """An estimate of the bytes by device: each compiled network has its own copy of the weights."""
         return {"cpu": self._weights * (1 + len(self._sizes))}
 
-    def infer(self, pixels: Pixels) -> Any:
-        import torch
-
-        return torch.from_numpy(np.concatenate(self._requests_for(pixels.shape[1], pixels.shape[2]).run(pixels)))
+    def infer(self, pixels: Pixels) -> list[FloatArray]:
+        return self._requests_for(pixels.shape[1], pixels.shape[2]).run(pixels)
 
     def _requests_for(self, height: int, width: int) -> _Requests:
         """Return the requests for this input size; compiling the network takes less than a second."""
@@ -100,9 +99,9 @@ class _Requests:
         for request in requests:
             self._free.put(request)
 
-    def run(self, pixels: Pixels) -> list[Any]:
+    def run(self, pixels: Pixels) -> list[FloatArray]:
         """Return the outputs of the images, in order. Waits for one request, then uses all that are free."""
-        outputs: list[Any] = []
+        outputs: list[FloatArray] = []
         running: deque[openvino.InferRequest] = deque()
         try:
             # No callbacks: they would need the GIL during inference.
@@ -131,10 +130,10 @@ class _Requests:
         return outputs
 
 
-def _result(request: openvino.InferRequest) -> Any:
+def _result(request: openvino.InferRequest) -> FloatArray:
     if not request.wait_for(int(TIMEOUT_S * 1000)):
         raise _timeout_error()
-    return request.get_output_tensor(0).data.copy()
+    return np.array(request.get_output_tensor(0).data[0], np.float32)
 
 
 def _timeout_error() -> RuntimeError:

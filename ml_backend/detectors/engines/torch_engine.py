@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ml_backend.core.errors import WeightsError
-from ml_backend.core.memory import is_out_of_memory, model_memory
+from ml_backend.core.memory import device_type, is_out_of_memory, model_memory
+from ml_backend.core.types import FloatArray
 from ml_backend.detectors.setup import setup_ultralytics
 
 if TYPE_CHECKING:
@@ -45,12 +46,13 @@ class TorchEngine:
         WeightsError: the file is unreadable, or not a detection model.
     """
 
-    def __init__(self, path: Path, device: torch.device, *, half: bool) -> None:
+    def __init__(self, path: Path, device: str, *, half: bool) -> None:
         setup_ultralytics()
+        import torch
         from ultralytics.nn.autobackend import AutoBackend
 
         try:
-            backend = AutoBackend(str(path), device=device, fp16=half, verbose=False)
+            backend = AutoBackend(str(path), device=torch.device(device), fp16=half, verbose=False)
         except Exception as error:  # unpickling foreign files raises anything
             if is_out_of_memory(error):
                 raise
@@ -76,7 +78,7 @@ class TorchEngine:
         self.end2end = bool(backend.end2end)
         self.max_concurrency = 1
         self._lock = threading.Lock()  # the head caches the size of its last input
-        self.max_batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
+        self.max_batch = CPU_BATCH if device == "cpu" else GPU_BATCH
 
     @property
     def network(self) -> torch.nn.Module:
@@ -89,8 +91,8 @@ class TorchEngine:
         """Bytes of the network by device."""
         return model_memory(self.network)
 
-    def infer(self, pixels: Pixels) -> Any:
-        """Return the raw output of the network, as ultralytics' NMS takes it.
+    def infer(self, pixels: Pixels) -> list[FloatArray]:
+        """Return the raw output of the network for each image; see :func:`ml_backend.detectors.nms.select_detections`.
 
         Raises:
             RuntimeError: the network failed, or is out of memory.
@@ -98,15 +100,14 @@ class TorchEngine:
         import torch
 
         count = len(pixels)
-        if self._device.type == "cuda" and (padding := padded_batch_size(count) - count):
+        if device_type(self._device) == "cuda" and (padding := padded_batch_size(count) - count):
             pixels = np.concatenate([pixels, np.zeros((padding, *pixels.shape[1:]), np.uint8)])
         with self._lock, torch.inference_mode():
             tensor = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).contiguous().flip(1)  # BGR to RGB
             tensor = (tensor.half() if self._backend.fp16 else tensor.float()).div_(255)
             raw = self._backend(tensor)
-            if len(pixels) == count:
-                return raw
-            return (raw[0] if isinstance(raw, (list, tuple)) else raw)[:count]  # all that NMS uses
+            boxes = raw[0] if isinstance(raw, (list, tuple)) else raw  # the rest is for losses
+            return list(boxes[:count].float().cpu().numpy())
 
 
 def padded_batch_size(count: int) -> int:
