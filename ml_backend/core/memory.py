@@ -43,6 +43,13 @@ class MemoryUsage:
     available: int
 
 
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use: a container or an affinity may limit it."""
+    import joblib  # type: ignore[import-untyped,unused-ignore]
+
+    return int(joblib.cpu_count())
+
+
 def machine_memory() -> MemoryUsage:
     """Return the main memory of the machine, or of the container if that has less."""
     machine = psutil.virtual_memory()

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from ml_backend.core.types import Affine, Image
+from ml_backend.core.types import Affine, FloatArray, Image
 
 MIN_POINTS = 12  # with fewer, the estimate is more noise than motion
 STILL = 0.25  # pixels; smaller motions are noise of a fixed camera
+STILL_CHECK = 4  # a fixed camera is recognised by every fourth corner
 
 
 class CameraMotion:
@@ -22,9 +22,9 @@ class CameraMotion:
 
     def __init__(self) -> None:
         self._gray: Image | None = None
-        self._points: npt.NDArray[np.float32] | None = None
+        self._points: FloatArray | None = None
 
-    def since_last(self, image: Image, boxes: Iterable[npt.NDArray[np.float32]] | None = None) -> Affine:
+    def since_last(self, image: Image, boxes: Iterable[FloatArray] | None = None) -> Affine:
         """Return the motion since the last call.
 
         Args:
@@ -46,12 +46,18 @@ class CameraMotion:
         identity = np.eye(2, 3)
         if last is None or points is None or last.shape != gray.shape or len(points) < MIN_POINTS:
             return identity
-        moved, status, _ = cv2.calcOpticalFlowPyrLK(last, gray, points, np.zeros_like(points))
-        good = status.ravel() == 1
-        if good.sum() < MIN_POINTS:
+        for chosen in (np.ascontiguousarray(points[::STILL_CHECK]), points):
+            start, end = _follow(last, gray, chosen)
+            if len(start) >= MIN_POINTS and float(np.median(np.linalg.norm(end - start, axis=-1))) < STILL:
+                return identity
+        if len(start) < MIN_POINTS:
             return identity
-        shift = np.linalg.norm(moved[good] - points[good], axis=-1)
-        if float(np.median(shift)) < STILL:
-            return identity
-        warp, _ = cv2.estimateAffinePartial2D(points[good], moved[good], method=cv2.RANSAC)
+        warp, _ = cv2.estimateAffinePartial2D(start, end, method=cv2.RANSAC)
         return identity if warp is None else np.asarray(warp, np.float64)
+
+
+def _follow(last: Image, gray: Image, points: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return those of the ``(n, 1, 2)`` points that are found again, and where they are now."""
+    moved, status, _ = cv2.calcOpticalFlowPyrLK(last, gray, points, np.zeros_like(points))
+    found = status.ravel() == 1
+    return points[found], np.asarray(moved[found], np.float32)

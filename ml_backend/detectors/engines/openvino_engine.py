@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cachetools import LRUCache
 
+from ml_backend.core.memory import usable_cores
 from ml_backend.core.types import FloatArray
 from ml_backend.detectors.engines.exports import EngineExport
 from ml_backend.detectors.engines.torch_engine import Pixels
@@ -48,7 +49,6 @@ class OpenvinoEngine:
 
     def __init__(self, export: EngineExport, max_batch: int) -> None:
         setup_openvino()
-        import joblib  # type: ignore[import-untyped,unused-ignore]
         import openvino
 
         self._core = openvino.Core()
@@ -58,7 +58,7 @@ class OpenvinoEngine:
         self.precision = export.precision
         self.names, self.stride, self.end2end = export.names, export.stride, export.end2end
         self.max_batch = max(1, max_batch)
-        cores = joblib.cpu_count()
+        cores = usable_cores()
         self._streams = min(cores, self.max_batch)
         self._options: dict[str, str] = {
             "PERFORMANCE_HINT": "THROUGHPUT",
@@ -66,7 +66,7 @@ class OpenvinoEngine:
             # By default it uses bfloat16 if the CPU has it, which changes the results.
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        if cores < (os.cpu_count() or 1):  # unlike joblib, OpenVINO ignores a container's CPU limit
+        if cores < (os.cpu_count() or 1):  # OpenVINO ignores a container's CPU limit
             self._options["INFERENCE_NUM_THREADS"] = str(cores)
         self.max_concurrency = 2
         self._sizes: LRUCache[tuple[int, int], _Requests] = LRUCache(MAX_SIZES)
