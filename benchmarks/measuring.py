@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -120,7 +121,7 @@ def resolve_yolo(settings: Settings) -> ResolvedDetector:
     resolved = resolve_detector(settings)
     if resolved.path is None:
         raise click.ClickException(resolved.note)
-    return resolved
+    return replace(resolved, project=1)  # so that it has calibration images of its own, as the project of a worker
 
 
 def engine_name(video: Path, resolved: ResolvedDetector, settings: Settings, *, wait: bool = False) -> str:
@@ -129,7 +130,7 @@ def engine_name(video: Path, resolved: ResolvedDetector, settings: Settings, *, 
     from ml_backend.detectors.engines.exports import choose_engine
 
     assert resolved.path
-    footage = CalibrationSource(video=str(video))
+    footage = CalibrationSource(resolved.project, str(video))
     choice = choose_engine(resolved.path, resolved.sha256 or "", settings, wait=wait, calibration=footage)
     return f"{choice.name} ({choice.note})" if choice.note else choice.name
 

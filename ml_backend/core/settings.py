@@ -182,8 +182,9 @@ class Settings(BaseSettings):
     )
     precision: Precision = Field(
         "auto",
-        description="auto: fp16 on CUDA, else fp32. fp32: everywhere. int8: for OpenVINO, calibrated with frames of "
-        "the project's own videos, and used only if it is as good as fp32 on held-out frames; else as auto.",
+        description="auto: fp16 on CUDA; int8 on x86 CPUs with VNNI or AMX, calibrated with frames of the project's "
+        "own videos and used only if it finds what fp32 finds on held-out frames; else fp32. fp32: everywhere. "
+        "int8: also on x86 CPUs without VNNI, and commands wait for it.",
     )
     imgsz: int = Field(640, ge=64, description="Longer side of the network's input in pixels.")
     batch: int = Field(8, ge=1, description="Frames per network call; PyTorch on a CPU takes 2 at most.")

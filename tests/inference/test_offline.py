@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ml_backend.cli.dev_stack.state import StackState
-from tests.builders import CONFIG, NO_RECTANGLE, ROOT, label_config, make_clip
+from tests.builders import CONFIG, NO_RECTANGLE, ROOT, label_config, make_clip, make_tiny_yolo
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ SCRIPT = ROOT / "scripts" / "predict_video.py"
 
 
 def run(*arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    command = [sys.executable, "-X", "importtime", str(SCRIPT), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DATA_DIR": str(cwd / "data"), **variables}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False)
 
@@ -73,6 +73,20 @@ def test_real_weights(clip: Path, tmp_path: Path, yolo_weights: Path) -> None:
     done = run(clip, "--out", "p.json", "--weights", yolo_weights, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["model_version"].startswith(yolo_weights.stem)
+
+
+def test_openvino_predicts_without_pytorch(clip: Path, tmp_path: Path) -> None:
+    weights = make_tiny_yolo(tmp_path / "tiny.pt", {0: "person", 1: "bicycle"})
+    (tmp_path / "config.xml").write_text(CONFIG)
+    for _ in range(2):  # the first makes the export, in another process
+        done = run(
+            *(clip, "--out", "p.json", "--weights", weights, "--config", "config.xml"), cwd=tmp_path, ENGINE="openvino"
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout.splitlines()[-1])["engine"] == "openvino fp32"
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert "openvino" in imported
+        assert not imported & {"torch", "torchvision", "ultralytics", "transformers"}
 
 
 def test_a_running_stacks_settings_are_used(clip: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -114,6 +115,13 @@ class EnginePlan:
     calibration: CalibrationSource
 
     @property
+    def wants_int8(self) -> bool:
+        """Whether to use int8 where it passes its check; by itself only with a project's own calibration images."""
+        if self.settings.precision == "auto":
+            return self.calibration.project is not None and multiplies_int8()
+        return self.settings.precision == "int8"
+
+    @property
     def pool(self) -> CalibrationPool:
         return CalibrationPool(self.settings, self.calibration.project)
 
@@ -196,7 +204,7 @@ def _best_available(plan: EnginePlan) -> tuple[EngineChoice, bool]:
     if reason := refusal(plan.fp32):  # checked first, as an existing export may fail to run
         return EngineChoice(note=_not_used("openvino", reason, "PyTorch")), False
     fp32 = find_export(plan.fp32)
-    if plan.settings.precision != "int8":
+    if not plan.wants_int8:
         note = "" if fp32 else "openvino is being prepared: PyTorch is used until then."
         return EngineChoice(fp32, note), fp32 is None
     pool = plan.pool
@@ -217,9 +225,21 @@ def _best_available(plan: EnginePlan) -> tuple[EngineChoice, bool]:
             break
         if export := find_export(plan.int8(generation)):
             return EngineChoice(export), incomplete or fp32 is None
+    if plan.settings.precision == "auto":
+        note = ""  # nobody has asked for int8
     if fp32 is None:
         note = "openvino is being prepared: PyTorch is used until then."
     return EngineChoice(fp32, note), incomplete or fp32 is None
+
+
+@lru_cache(maxsize=1)
+def multiplies_int8() -> bool:
+    """Return whether the CPU has instructions by which int8 is much faster than fp32: VNNI or AMX. Linux only."""
+    try:
+        flags = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0].split())
+    except (OSError, IndexError):
+        return False
+    return bool(flags & {"avx_vnni", "avx512_vnni", "amx_int8"})
 
 
 def _not_used(engine: str, reason: str, instead: str) -> str:
@@ -365,7 +385,7 @@ _children_lock = threading.Lock()
 
 
 def _child_key(plan: EnginePlan) -> tuple[str, str]:
-    return str(plan.fp32), plan.pool.name if plan.settings.precision == "int8" else ""
+    return str(plan.fp32), plan.pool.name if plan.wants_int8 else ""
 
 
 def _child_failure(plan: EnginePlan) -> str:

@@ -104,7 +104,7 @@ def make(plan: EnginePlan) -> None:
     with plan.fp32.with_name(f"{plan.fp32.name}.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
         fp32 = find_export(plan.fp32) or make_export(plan.fp32, lambda folder: _export(plan, folder))
-        if plan.settings.precision == "int8" and not not_installed("nncf"):
+        if plan.wants_int8 and not not_installed("nncf"):
             make_int8(plan, fp32)
 
 
