@@ -7,7 +7,8 @@ Frames per second include decoding, detection and tracking, from the first frame
 model and a warm-up frame. ``tracking_ms`` is the time of tracker and assembler per frame. With a MOTChallenge
 ground-truth file, HOTA, IDF1 and MOTA are computed for one class. With ``--strides``, predictions of each stride are
 scored against those of stride 1 as ground truth: this measures what skipping frames and ``--precision`` lose, not how
-good the tracks are. Predictions limit the stride to a tenth of a second. Prints a table and, as the last line, JSON.
+good the tracks are. Predictions limit the stride to a tenth of a second. Last, association alone: CPU time per frame of
+our TrackTrack and of ultralytics' by number of objects. Prints tables and, as the last line, JSON.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import make_engine, parse_integers, temporary_data_dir  # noqa: E402
 from benchmarks.pipeline import plain_loop, predict  # noqa: E402
 from ml_backend.core.settings import Settings  # noqa: E402
-from ml_backend.core.types import Track  # noqa: E402
+from ml_backend.core.types import Detections, Track  # noqa: E402
 from ml_backend.detectors.motion import MotionDetector  # noqa: E402
 from ml_backend.detectors.yolo import YoloDetector  # noqa: E402
 from ml_backend.inference.detection_stream import detection_stream  # noqa: E402
 from ml_backend.tracking.assembly import TrackAssembler  # noqa: E402
+from ml_backend.tracking.association import Thresholds  # noqa: E402
 from ml_backend.tracking.metrics import Rows, read_mot, score  # noqa: E402
 from ml_backend.tracking.tracker import Tracker  # noqa: E402
+from ml_backend.tracking.tracktrack import TrackTrack  # noqa: E402
+from ml_backend.tracking.ultralytics_tracker import UltralyticsTracker  # noqa: E402
 from ml_backend.video.probe import probe  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402
 
@@ -76,11 +80,11 @@ def run_ours(video: Path, weights: Path | None, class_name: str, settings: Setti
 def compare_strides(
     video: Path, weights: Path, class_name: str, strides: list[int], precision: str | None
 ) -> dict[str, dict[str, float]]:
-    """Score predictions of each stride and precision against stride 1 in the default precision."""
+    """Score predictions of each stride and precision against stride 1 in fp32."""
     results: dict[str, dict[str, float]] = {}
     exact: Rows | None = None
     with temporary_data_dir():
-        for changes in [{}, {"precision": precision}] if precision else [{}]:
+        for changes in [{"precision": value} for value in ("fp32", precision) if value]:
             make_engine(video, weights, **changes)
             for stride in dict.fromkeys([1, *strides]):
                 tracks: list[Track] = []
@@ -91,6 +95,31 @@ def compare_strides(
                 row |= {"boxes": len(rows), **score(exact, rows)}
                 results[f"stride {stride}, {figures['engine']}"] = {k: round(v, 4) for k, v in row.items()}
     return results
+
+
+def association_ms(objects: int, frames: int = 150) -> dict[str, float]:
+    """Return the CPU time per frame, in ms, of both implementations of TrackTrack for objects that move about."""
+    thresholds = Thresholds(high=0.25, low=0.1, new=0.25)
+    trackers = {"ours": TrackTrack(thresholds, 30), "ultralytics": UltralyticsTracker("tracktrack", thresholds, 30)}
+    rng = np.random.default_rng(0)
+    position, velocity = rng.uniform(0, 4000, (objects, 2)), rng.normal(0, 4, (objects, 2))
+    colours = rng.uniform(0, 255, (objects, 9)).astype(np.float32)
+    seconds = dict.fromkeys(trackers, 0.0)
+    for _ in range(frames):
+        position += velocity
+        xyxy = np.concatenate([position, position + np.array([40, 110])], axis=1) + rng.normal(0, 1, (objects, 4))
+        kept = rng.random(objects) > 0.05
+        detections = Detections(
+            xyxy[kept].astype(np.float32),
+            rng.uniform(0.3, 0.9, kept.sum()).astype(np.float32),
+            np.zeros(kept.sum(), np.int64),
+            colours[kept],
+        )
+        for name, tracker in trackers.items():
+            before = time.process_time()
+            tracker.update(detections, np.eye(2, 3))
+            seconds[name] += time.process_time() - before
+    return {name: round(1000 * value / frames, 3) for name, value in seconds.items()}
 
 
 def _boxes(tracks: list[Track], class_name: str) -> Rows:
@@ -147,7 +176,12 @@ def main(
             figures.update(score(truth, rows))
         results[name] = {key: round(value, 4) for key, value in figures.items()}
     _show(results, truth is not None)
-    print(json.dumps({"video": video.name, "class": class_name, "results": results}))
+    association = {objects: association_ms(objects) for objects in (10, 30, 100, 300)}
+    table = Table("objects", "ours, CPU ms a frame", "ultralytics")
+    for objects, figures in association.items():
+        table.add_row(str(objects), f"{figures['ours']:.2f}", f"{figures['ultralytics']:.2f}")
+    Console(width=140).print(table)
+    print(json.dumps({"video": video.name, "class": class_name, "results": results, "association_ms": association}))
 
 
 def _show(results: dict[str, dict[str, float]], with_truth: bool) -> None:
