@@ -157,7 +157,7 @@ def test_the_settings_exist_and_are_valid(service: str, compose: dict[str, Any])
     settings = Settings(_env_file=None, **{name.lower(): value for name, value in values.items() if value})
     assert settings.label_studio_url == "http://label-studio:8080"
     assert settings.label_studio_links == "http://localhost:8080", "people do not reach it by a container's name"
-    assert settings.redis_url.startswith("redis://redis:")
+    assert settings.redis_url == "redis://:value of REDIS_PASSWORD@redis:6379/0"
 
 
 @pytest.mark.parametrize("service", ["backend", "worker", "drawer", "trainer"])
@@ -175,6 +175,14 @@ def test_addresses_lead_to_services(compose: dict[str, Any]) -> None:
     # Published ports are for this machine only, until somebody decides otherwise.
     for service in compose["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+def test_redis_asks_for_a_password_and_is_reached_from_inside_only(compose: dict[str, Any]) -> None:
+    """Who can write there tells workers what to do."""
+    redis = compose["services"]["redis"]
+    assert redis["environment"] == {"REDISCLI_AUTH": "value of REDIS_PASSWORD"}
+    assert redis["command"][:3] == ["redis-server", "--requirepass", "value of REDIS_PASSWORD"]
+    assert "ports" not in redis
 
 
 def test_uploads_are_shared_read_only(compose: dict[str, Any]) -> None:

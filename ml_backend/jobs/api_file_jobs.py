@@ -9,14 +9,16 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from xml.sax.saxutils import quoteattr
 
 from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.core.outputs import OutputFacts
 from ml_backend.datasets.exporter import DatasetOptions, export_dataset
+from ml_backend.datasets.formats import FormatName
 from ml_backend.datasets.formats.annotations_json import export_annotations
 from ml_backend.datasets.sampling import Sampling
+from ml_backend.datasets.selection import Predictions
 from ml_backend.detectors.loading import yolo_detector
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.jobs.job_context import JobContext, api_job
@@ -28,7 +30,6 @@ from ml_backend.training.registry import MEASURED
 
 if TYPE_CHECKING:
     from ml_backend.datasets.annotation_reader import AnnotationReader
-    from ml_backend.datasets.selection import Predictions
 
 #: Disk space that exports leave free, since the database and the queue may be on the same disk.
 SPARE_BYTES = 512 << 20
@@ -45,7 +46,9 @@ class DatasetTooLarge(StorageError):
 
 
 @api_job
-def render_video(context: JobContext, project_id: int, task_id: int, what: str) -> dict[str, Any]:
+def render_video(
+    context: JobContext, project_id: int, task_id: int, what: Literal["annotations", "predictions", "base"]
+) -> dict[str, Any]:
     """Render a task's annotations, its newest prediction, or the tracks of the settings' detector into its video.
 
     Args:
@@ -144,7 +147,7 @@ def _add(context: JobContext, made: Path, facts: OutputFacts, *words: str | int)
 def export_project(
     context: JobContext,
     project_id: int,
-    format_name: str,
+    format_name: FormatName | Literal["annotations"],
     predictions: Predictions,
     stride: int | None = 1,
     with_ids: bool = False,

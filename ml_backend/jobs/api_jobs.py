@@ -12,8 +12,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import StringConstraints
 from rq import get_current_job
 
 from ml_backend.core.errors import BackendError, Interrupted, MediaError, VideoError
@@ -25,6 +26,8 @@ from ml_backend.jobs.job_context import JobContext, api_job
 
 log = logging.getLogger(__name__)
 
+#: Name of a file or folder, not a path.
+PlainName = Annotated[str, StringConstraints(pattern=r"^[^/\x00]*[^./\x00][^/\x00]*$")]
 #: Most tracks of a similarity search that come with a thumbnail.
 MAX_THUMBNAILS = 200
 
@@ -68,7 +71,7 @@ def auto_label(container: Container, project_id: int, task_ids: list[int]) -> No
 
 
 @api_job
-def import_video(context: JobContext, project_id: int, folder: str, name: str) -> dict[str, Any]:
+def import_video(context: JobContext, project_id: int, folder: PlainName, name: PlainName) -> dict[str, Any]:
     """Make an uploaded video playable and create a task for it.
 
     Args:

@@ -8,7 +8,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import StringConstraints
 
 from ml_backend.core.errors import Interrupted, QueueUnavailable
 from ml_backend.core.settings import QUEUES
@@ -30,6 +32,10 @@ HELP_INTERVAL_S = 20.0
 CHECK_EVERY = 16
 #: Largest number of helpers for one video.
 MAX_HELPERS = 32
+
+
+#: As :func:`chunks_key` returns it; part of artifacts' names.
+ChunksKey = Annotated[str, StringConstraints(pattern="^[0-9a-f]{40}$")]
 
 
 class AlreadyTracked(Exception):
@@ -106,7 +112,7 @@ class ChunkedDetection:
 
 
 @job
-def help_detect(container: Container, project_id: int, task_id: int, index: int, key: str, count: int) -> None:
+def help_detect(container: Container, project_id: int, task_id: int, index: int, key: ChunksKey, count: int) -> None:
     """Detect chunks of a video that another worker tracks, until none is left or a more important job waits."""
     from ml_backend.inference.pipeline import chunk_detection, chunks_of, detection_stride
     from ml_backend.label_studio.client import NotFound

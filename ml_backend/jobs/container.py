@@ -189,13 +189,15 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         from rq import get_current_job
 
+        from ml_backend.jobs.known_job import checked_arguments
+
         current = get_current_job()
         container = get_container()
         container.unreachable.clear()
         if current and "retry_intervals" in current.meta:
             current.retry_intervals = current.meta.pop("retry_intervals")
         try:
-            return function(container, *args)
+            return function(container, *checked_arguments(function, args))
         except Interrupted as error:
             if current and container.is_cancelled(current.id):
                 current.meta["outcome"] = {"state": "cancelled"}

@@ -13,7 +13,8 @@ from ml_backend.jobs.queue import WAITING, JobQueue, failure_text, state_of, tar
 
 if TYPE_CHECKING:
     from rq import Queue
-    from rq.job import Job
+
+    from ml_backend.jobs.known_job import KnownJob
 
 #: Most jobs per state and queue in a list; there may be 100,000.
 MAX_LISTED = 100
@@ -119,14 +120,14 @@ class JobList:
         job = self._queue.fetch(job_id)
         if job is None:
             return
-        if job.func_name.endswith(".predict") and job.args:
+        if job.function == "predict" and job.args:
             self._queue.connection.delete(targets_key(str(job.args[0])))
         if state_of(job) in WAITING:
             self._queue.take_back(job)
 
     # -- one job
 
-    def _view(self, job: Job) -> dict[str, Any]:
+    def _view(self, job: KnownJob) -> dict[str, Any]:
         state, result, meta = STATES.get(state_of(job), "queued"), None, job.meta
         kind, project, task, name = _describe(job)
         error = failure_text(job) if state == FAILED else str(meta.get("error") or "")
@@ -157,7 +158,7 @@ class JobList:
             "ended_at": _iso(ended) if state in ENDED_STATES else None,
         }
 
-    def _outcome(self, job: Job) -> dict[str, Any]:
+    def _outcome(self, job: KnownJob) -> dict[str, Any]:
         """Return state, progress and result from the jobs that do the work of this one; stored once they have ended."""
         done, of, failures = self._prediction_progress(job)
         if done < of:
@@ -174,7 +175,7 @@ class JobList:
 
     # -- jobs that wait for the predictions of the tasks in their ``meta``; call within the queue's guard
 
-    def _prediction_progress(self, job: Job) -> tuple[int, int, dict[int, str]]:
+    def _prediction_progress(self, job: KnownJob) -> tuple[int, int, dict[int, str]]:
         """Return the number of tasks done (or failed), the number of all tasks, and error messages by task."""
         tasks = set(job.meta.get("tasks", ()))
         done = tasks.difference(*self._tasks_by_job(self._unfinished(), tasks).values())
@@ -183,7 +184,7 @@ class JobList:
         jobs = self._queue.fetch_many(list(failed_tasks))
         return len(done), len(tasks), {task: failure_text(job) for job in jobs for task in failed_tasks[job.id]}
 
-    def _cancel_predictions(self, job: Job) -> None:
+    def _cancel_predictions(self, job: KnownJob) -> None:
         """Cancel the predictions that only its tasks wait for."""
         tasks = set(job.meta.get("tasks", ()))
         redis = self._queue.connection
@@ -243,15 +244,15 @@ def _ids(queue: Queue) -> list[str]:
     ]
 
 
-def _describe(job: Job) -> tuple[str, int | None, int | None, str | None]:
+def _describe(job: KnownJob) -> tuple[str, int | None, int | None, str | None]:
     """Return kind, project, task and the name of an uploaded file, as far as a job's function and arguments tell."""
-    name = str(job.func_name).rsplit(".", 1)[-1]
-    args = list(job.args or ())
+    name, args = job.function, job.args
     kind = KINDS.get(name, name)
+    numbers = [value if isinstance(value, int) else None for value in args]
     if name == "predict" and len(args) == 3:
-        return kind, int(args[1]), int(args[2]), None
-    project = int(args[0]) if args and isinstance(args[0], int) else None
-    task = int(args[1]) if name in _OF_TASK and len(args) > 1 else None
+        return kind, numbers[1], numbers[2], None
+    project = numbers[0] if numbers else None
+    task = numbers[1] if name in _OF_TASK and len(args) > 1 else None
     return kind, project, task, str(args[2]) if name == "import_video" and len(args) == 3 else None
 
 

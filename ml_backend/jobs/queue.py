@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # slow imports that start-up does not need
     from rq.job import Job
 
     from ml_backend.db.storage import Storage
+    from ml_backend.jobs.known_job import KnownJob
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,10 @@ class JobQueue:
         from rq import Queue
         from rq.serializers import JSONSerializer
 
-        return {name: Queue(name, connection=self.connection, serializer=JSONSerializer) for name in QUEUES}
+        from ml_backend.jobs.known_job import KnownJob
+
+        options = {"connection": self.connection, "serializer": JSONSerializer, "job_class": KnownJob}
+        return {name: Queue(name, **options) for name in QUEUES}
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -257,7 +261,7 @@ class JobQueue:
             QueueUnavailable: no worker serves the queue, or none has answered within ``timeout_s`` seconds.
             PredictionFailed: the job has failed; its message.
         """
-        from rq.job import Job
+        from ml_backend.jobs.known_job import KnownJob
 
         if not self._follows():
             raise QueueUnavailable(
@@ -275,7 +279,7 @@ class JobQueue:
                 description=function,
             )
             with connect(self.settings, timeout=timeout_s + 5) as connection:
-                waiting: Job = Job.fetch(job.id, connection=connection, serializer=job.serializer)
+                waiting = KnownJob.fetch(job.id, connection=connection)
                 result = waiting.latest_result(timeout=math.ceil(timeout_s))
         if result is None or result.type is result.Type.RETRIED:
             raise QueueUnavailable(
@@ -308,16 +312,15 @@ class JobQueue:
             if registry.remove(job):
                 self.queues[job.origin].enqueue_job(job)
 
-    def fetch(self, job_id: str) -> Job | None:
+    def fetch(self, job_id: str) -> KnownJob | None:
         """Return a job, or ``None``. Call within :meth:`guard`."""
         return next(iter(self.fetch_many([job_id])), None)
 
-    def fetch_many(self, job_ids: Sequence[str]) -> list[Job]:
+    def fetch_many(self, job_ids: Sequence[str]) -> list[KnownJob]:
         """Return those of the jobs that exist. Call within :meth:`guard`."""
-        from rq.job import Job
-        from rq.serializers import JSONSerializer
+        from ml_backend.jobs.known_job import KnownJob
 
-        jobs = Job.fetch_many(list(job_ids), connection=self.connection, serializer=JSONSerializer) if job_ids else []
+        jobs = KnownJob.fetch_many(list(job_ids), connection=self.connection) if job_ids else []
         return [job for job in jobs if job is not None]
 
     def recover_orphaned(self, after_s: float = 20.0) -> list[str]:
@@ -412,10 +415,10 @@ class JobQueue:
             except RedisError as error:  # it has expired, or will
                 log.warning("The lock %s was not released: %s", name, error)
 
-    def take_back(self, job: Job) -> None:
+    def take_back(self, job: KnownJob) -> None:
         """Cancel a waiting job; it stays listed as cancelled for a while. Call within :meth:`guard`."""
         forget_executions(job)
-        function = job.func_name.rpartition(".")[2]
+        function = job.function
         kind = {"refresh": "refresh", "prepare_many": "prepare"}.get(function)
         if kind:  # else workers would create the job again
             self.storage.settle(kind, job.args[0], self.storage.pending(kind, job.args[0]))

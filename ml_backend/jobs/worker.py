@@ -30,6 +30,7 @@ from rq.worker import SimpleWorker
 from ml_backend.core.errors import BackendError, QueueUnavailable
 from ml_backend.core.settings import QUEUES, Settings, get_settings
 from ml_backend.jobs.container import Container, get_container
+from ml_backend.jobs.known_job import KnownJob
 from ml_backend.jobs.queue import connect, forget_executions
 from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.jobs.worker_status import WorkerStatus
@@ -46,20 +47,6 @@ class LeaseQueue(Queue):  # type: ignore[misc]
 
     def acquire_maintenance_lock(self) -> bool:
         return bool(self.connection.set(self.registry_cleaning_key, 1, nx=True, ex=60))
-
-
-#: Modules of jobs that 0.1.0 has left in the queue, by old name.
-_RENAMED_MODULES = {
-    f"ml_backend.jobs.{old}": f"ml_backend.jobs.{new}"
-    for old, new in (
-        ("tasks", "predict"),
-        ("learning", "learn"),
-        ("training", "train"),
-        ("segments", "chunks"),
-        ("control", "api_jobs"),
-        ("control_media", "api_file_jobs"),
-    )
-}
 
 
 class LeaseWorker(SimpleWorker):  # type: ignore[misc]
@@ -104,8 +91,6 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         return self.lease_s
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        package, _, function = job.func_name.rpartition(".")
-        job.func_name = f"{_RENAMED_MODULES.get(package, package)}.{function}"
         execution = self.prepare_execution(job)
         forget_executions(job, keep=execution.id)
         done = threading.Event()
@@ -212,8 +197,12 @@ def make_worker(settings: Settings) -> LeaseWorker:
     # No socket timeout: blocking reads wait for jobs.
     connection = connect(settings, timeout=None)
     return LeaseWorker(
-        [LeaseQueue(name, connection=connection, serializer=JSONSerializer) for name in queues_of(settings)],
+        [
+            LeaseQueue(name, connection=connection, job_class=KnownJob, serializer=JSONSerializer)
+            for name in queues_of(settings)
+        ],
         connection=connection,
+        job_class=KnownJob,
         serializer=JSONSerializer,
         maintenance_interval=max(1, settings.job_lease_s // 3),
         worker_ttl=settings.job_lease_s + 15,

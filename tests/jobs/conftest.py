@@ -139,3 +139,18 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Site], Container
     yield run
     get_settings.cache_clear()
     get_container.cache_clear()
+
+
+@pytest.fixture
+def container(
+    settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Container]:
+    """This process's, as a worker has it."""
+    chosen = settings(redis_url=redis_url)
+    for name, value in environment(chosen).items():
+        monkeypatch.setenv(name, value)
+    get_settings.cache_clear()
+    get_container.cache_clear()
+    yield get_container()
+    get_settings.cache_clear()
+    get_container.cache_clear()

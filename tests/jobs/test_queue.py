@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from rq.job import Job, JobStatus
-from rq.serializers import JSONSerializer
 
 from ml_backend.core.errors import QueueUnavailable
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.job_list import JobList, NotCancellable
+from ml_backend.jobs.known_job import KnownJob
 from ml_backend.jobs.queue import JobQueue
 
 
@@ -26,7 +26,7 @@ def queue(settings: Callable[..., Settings], redis_url: str) -> JobQueue:
 
 
 def fetch(queue: JobQueue, job_id: str) -> Job:
-    return Job.fetch(job_id, connection=queue.connection, serializer=JSONSerializer)
+    return KnownJob.fetch(job_id, connection=queue.connection)
 
 
 def test_same_request_makes_one_job(queue: JobQueue) -> None:

@@ -20,8 +20,8 @@ from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 
 from ml_backend.cli.dev_stack.processes import RedisServer
-from ml_backend.core.settings import Settings, get_settings
-from ml_backend.jobs.container import Container, get_container
+from ml_backend.core.settings import Settings
+from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import JOB_TIMEOUT_S, JobQueue
 from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.jobs.worker import make_worker
@@ -29,21 +29,6 @@ from tests.builders import Outside, environment, make_clip, outside, wait_for, w
 from tests.jobs.conftest import Site
 
 Work = Callable[[Site], Container]
-
-
-@pytest.fixture
-def container(
-    settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Container]:
-    """This process's, as a worker has it."""
-    chosen = settings(redis_url=redis_url)
-    for name, value in environment(chosen).items():
-        monkeypatch.setenv(name, value)
-    get_settings.cache_clear()
-    get_container.cache_clear()
-    yield get_container()
-    get_settings.cache_clear()
-    get_container.cache_clear()
 
 
 def repeat_clip(source: Path, target: Path, times: int) -> Path:
