@@ -43,6 +43,7 @@ from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.label_config import classes_for, parse_label_config
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.labeling.model_version import BASE
+from ml_backend.training.checkpoints import keep_checkpoints, kept_checkpoint, restore_checkpoints
 from ml_backend.training.comparison import CLIPS, VIDEOS
 from ml_backend.training.gate import decide_promotion
 from ml_backend.training.registry import MEASURED, RUNNING, RunLost, Version
@@ -148,6 +149,61 @@ def train(container: Container, project_id: int, trigger: str) -> dict[str, Any]
         training = TrainingRun(container, project_id, trigger, lock)
         training.run()
         return training.outcome()
+
+
+class EpochRecorder:
+    """Records each epoch of a run in the registry, with the digests of the checkpoints from which it can resume.
+
+    Call it with the events of the training process.
+    """
+
+    def __init__(self, container: Container, version: Version) -> None:
+        self._registry, self._artifacts, self._version = container.registry, container.artifacts, version
+        self._history = list(version.history)
+        self._checkpoint: Mapping[str, Any] = version.lineage.get("checkpoint") or {}
+        self._stored_at = time.monotonic()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if event.get("event") != "epoch":
+            return
+        facts = {name: value for name, value in event.items() if name not in ("event", "checkpoint")}
+        self._history = [item for item in self._history if item.get("epoch", 0) < facts.get("epoch", 0)] + [facts]
+        weights = Path(event["checkpoint"]).parent
+        self._record(self._keep(weights))
+        report_progress(get_current_job(), stage="training", **facts)
+        if "slot" in self._checkpoint and time.monotonic() - self._stored_at >= CHECKPOINT_INTERVAL_S:
+            self._stored_at = time.monotonic()
+            self._record(self._store(kept_checkpoint(weights, self._checkpoint["slot"])))
+
+    def _record(self, changed: Mapping[str, Any]) -> None:
+        checkpoint = {**self._checkpoint, **changed}
+        try:
+            lineage = {**self._version.lineage, "checkpoint": checkpoint}
+            self._registry.advance(self._version, history=self._history, lineage=lineage)
+        except RunLost:
+            raise
+        except BackendError as error:  # the next one may succeed, and keeps the files that are recorded
+            log.warning("The epoch was not recorded: %s", error)
+        else:
+            self._checkpoint = checkpoint
+
+    def _keep(self, weights: Path) -> dict[str, Any]:
+        slot = 1 - self._checkpoint.get("slot", 1)
+        try:
+            return {"slot": slot, "files": keep_checkpoints(weights, slot)}
+        except OSError as error:  # it only saves time if this worker dies
+            log.warning("The checkpoint was not kept: %s", error)
+            return {}
+
+    def _store(self, path: Path) -> dict[str, Any]:
+        """Store a checkpoint under the name that is not recorded, for other workers."""
+        recorded = (self._checkpoint.get("stored") or {}).get("name")
+        name = next(name for name in checkpoint_names(self._version) if name != recorded)
+        try:
+            return {"stored": {"name": name, "sha256": self._artifacts.put(path, name)}}
+        except BackendError as error:  # as above
+            log.warning("The checkpoint was not copied: %s", error)
+            return {}
 
 
 class TrainingRun:
@@ -284,7 +340,8 @@ class TrainingRun:
         for name in ("runs", "gate"):
             shutil.rmtree(self._folder / name / version.name, ignore_errors=True)
         artifacts = self._container.artifacts
-        artifacts.remove(checkpoint_name(version))
+        for name in checkpoint_names(version):
+            artifacts.remove(name)
         last = self._registry.get(version.id)
         if last and (held_out := last.lineage.get("held_out_file")):
             artifacts.remove(held_out["name"])
@@ -330,7 +387,7 @@ class TrainingRun:
         checkpoint = self._checkpoint(version, run) if version.dataset == inputs_digest else None
         if checkpoint is None:
             shutil.rmtree(run, ignore_errors=True)
-            version = self._registry.advance(version, history=[])
+            version = self._registry.advance(version, history=[], lineage={**version.lineage, "checkpoint": {}})
         start = self._start_checkpoint(version)
         replay = self._replay(reader)
         data = dataclasses.replace(data, notes=(*data.notes, *replay.notes))
@@ -344,6 +401,7 @@ class TrainingRun:
                 **lineage_of(data, seen),
                 "settings": training_settings_digest(self._settings, base),
                 "held_out_file": self._keep_held_out(version, data.held_out),
+                "checkpoint": version.lineage.get("checkpoint") or {},
             },
             detector=start["name"],
             start_sha256=start["sha256"],
@@ -367,7 +425,7 @@ class TrainingRun:
         }
         self._free_gpu_memory()
         try:
-            done = self._run_child(plan, run, self._on_epoch(version))
+            done = self._run_child(plan, run, EpochRecorder(self._container, version))
         except (TrainingFailed, WeightsError) as error:
             if checkpoint is None or error.retryable:
                 raise
@@ -375,8 +433,8 @@ class TrainingRun:
                 "Project %s: %s cannot resume and starts from the beginning: %s", self._project, version.name, error
             )
             shutil.rmtree(run, ignore_errors=True)
-            version = self._registry.advance(version, history=[])
-            done = self._run_child({**plan, "resume": None}, run, self._on_epoch(version))
+            version = self._registry.advance(version, history=[], lineage={**version.lineage, "checkpoint": {}})
+            done = self._run_child({**plan, "resume": None}, run, EpochRecorder(self._container, version))
         weights = Path(done["weights"])
         # Named by content: a worker that has lost the run replaces no file.
         name = f"projects/{self._project}/{version.name}-{version.id}-{file_sha256(weights)[:16]}.pt"
@@ -455,44 +513,19 @@ class TrainingRun:
         return {"name": detector.name, "sha256": detector.sha256 or "", "path": str(detector.path)}
 
     def _checkpoint(self, version: Version, run: Path) -> Path | None:
-        """Return the last checkpoint of a run to resume, from this machine or from the artifact store."""
-        local = run / "weights" / "last.pt"
-        name, artifacts = checkpoint_name(version), self._container.artifacts
-        newest = max((item.get("epoch", 0) for item in version.history), default=0)
-        if local.is_file() and (count_epochs(run) >= newest or not artifacts.exists(name)):
-            return local  # else the run has continued on another machine
-        if not artifacts.exists(name):
+        """Return the recorded checkpoint of a run to resume, from this machine or from the artifact store."""
+        weights, recorded = run / "weights", version.lineage.get("checkpoint") or {}
+        weights.mkdir(parents=True, exist_ok=True)
+        if restore_checkpoints(weights, recorded.get("slot", 0), recorded.get("files") or {}):
+            return weights / "last.pt"  # else the run has continued on another machine
+        if not (stored := recorded.get("stored")):
             return None
-        local.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(artifacts.fetch(name), local)
-        return local
-
-    def _on_epoch(self, version: Version) -> Callable[[Mapping[str, Any]], None]:
-        history = list(version.history)
-        copied_at = time.monotonic()
-
-        def on_event(event: Mapping[str, Any]) -> None:
-            nonlocal copied_at
-            if event.get("event") != "epoch":
-                return
-            facts = {name: value for name, value in event.items() if name not in ("event", "checkpoint")}
-            history[:] = [item for item in history if item.get("epoch", 0) < facts.get("epoch", 0)] + [facts]
-            try:
-                self._registry.advance(version, history=history)
-            except RunLost:
-                raise
-            except BackendError as error:  # the next one may succeed
-                log.warning("The epoch was not recorded: %s", error)
-            report_progress(get_current_job(), stage="training", **facts)
-            checkpoint = event.get("checkpoint")
-            if checkpoint and time.monotonic() - copied_at >= CHECKPOINT_INTERVAL_S:
-                copied_at = time.monotonic()
-                try:
-                    self._container.artifacts.put(Path(checkpoint), checkpoint_name(version))
-                except BackendError as error:  # it only saves time if this worker dies
-                    log.warning("The checkpoint was not copied: %s", error)
-
-        return on_event
+        try:
+            shutil.copyfile(self._container.artifacts.fetch(stored["name"], stored["sha256"]), weights / "last.pt")
+        except WeightsError as error:
+            log.error("Project %s: %s starts from the beginning. %s", self._project, version.name, error)
+            return None
+        return weights / "last.pt"
 
     def _run_gate(self, version: Version) -> None:
         """Compare candidate and incumbent on the held-out and on other videos; promote, propose or refuse the
@@ -660,9 +693,10 @@ def _trains_on_cpu(settings: Settings) -> bool:
     return settings.device in ("cpu", "mps") or not Path("/dev/nvidia0").exists()
 
 
-def checkpoint_name(version: Version) -> str:
-    """Return the artifact name of a run's last checkpoint, from which any worker can resume."""
-    return f"projects/{version.project_id}/{version.name}-{version.id}-last.pt"
+def checkpoint_names(version: Version) -> tuple[str, str]:
+    """Return the artifact names of a run's last checkpoint, used in turn, from which any worker can resume."""
+    stem = f"projects/{version.project_id}/{version.name}-{version.id}"
+    return f"{stem}-last.pt", f"{stem}-last-2.pt"
 
 
 def clip_name(version: Version, number: int) -> str:
@@ -680,14 +714,6 @@ def lineage_of(data: TrainingDataset, seen: Mapping[str, str]) -> dict[str, Any]
         "notes": list(data.notes),
         "unread": [str(task) for task in data.unread],
     }
-
-
-def count_epochs(run: Path) -> int:
-    """Return the number of finished epochs in a run's folder."""
-    try:
-        return max(0, len((run / "results.csv").read_text(encoding="utf-8").splitlines()) - 1)
-    except OSError:
-        return 0
 
 
 def _retries_left() -> bool:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ml_backend.core.errors import ConfigError, StorageError, WeightsError
+from ml_backend.core.errors import BackendError, ConfigError, StorageError, WeightsError
 from ml_backend.core.files import atomic_binary_writer, file_sha256
 from ml_backend.core.settings import Settings
 
@@ -26,15 +26,19 @@ UNUSED_S = 30 * 24 * 3600.0
 
 
 class Artifacts:
-    """Files by name below one location. A name appears only when its file is complete, and never changes afterwards.
+    """Files by name below one location. A name appears only when its file is complete.
+
+    A checkpoint is code, and others may write to a shared location: what is used is a copy in ``data_dir``, which
+    appears only if it has the digest that the database has recorded.
 
     Args:
-        settings: ``artifacts_url`` is the location; empty: a folder in ``data_dir``.
+        settings: ``artifacts_url`` is the location; empty: a folder in ``data_dir``, whose files are used in place.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.artifacts_url or str(settings.data_dir / "artifacts")
         self._cache = settings.data_dir / "artifact-cache"
+        self._copies = bool(settings.artifacts_url)
         self._configured = Path(settings.yolo_weights)
         self._fs: Any = None
         self._root = ""
@@ -60,7 +64,7 @@ class Artifacts:
 
     def local_path(self, name: str, sha256: str) -> Path:
         """Return where the file is, or will be once :meth:`fetch` has downloaded it. Does no I/O."""
-        root = self._local_root
+        root = None if self._copies else self._local_root
         return root / name if root else self._cache / f"{sha256}{Path(name).suffix}"
 
     def put(self, path: Path, name: str) -> str:
@@ -89,8 +93,8 @@ class Artifacts:
             ) from error
         return digest
 
-    def fetch(self, name: str, sha256: str = "") -> Path:
-        """Return the local path of a file, downloaded if necessary and verified against its digest if that is known.
+    def fetch(self, name: str, sha256: str) -> Path:
+        """Return the local path of a file, copied to this machine if necessary and verified against its digest.
 
         Args:
             name: empty for versions whose weights were removed.
@@ -104,10 +108,9 @@ class Artifacts:
                 "The version's weights were removed because there are newer versions.",
                 "Choose one that has weights (scripts/versions.py list). KEEP_VERSIONS sets how many keep them.",
             )
-        root = self._local_root
-        path = self.local_path(name, sha256 or hashlib.sha256(name.encode()).hexdigest())
-        if root is None and not (sha256 and path.is_file()):
-            self._download(name, path)
+        path = self.local_path(name, sha256)
+        if self._copies and not path.is_file():
+            self._download(name, sha256, path)
         try:
             digest = file_sha256(path)
         except OSError as error:
@@ -115,23 +118,33 @@ class Artifacts:
                 f"{name} is not at {self._url}: {error.strerror}.",
                 "Restore it, check ARTIFACTS_URL, or switch to another version with scripts/versions.py.",
             ) from error
-        if sha256 and digest != sha256:
-            if root is None:
+        if digest != sha256:
+            if self._copies:
                 path.unlink(missing_ok=True)
-            raise WeightsError(
-                f"{name} at {self._url} is damaged: it is not what was registered.",
-                "Restore it, or switch to another version with scripts/versions.py.",
-            )
-        if root is None:
+            raise self._damaged(name)
+        if self._copies:
             with contextlib.suppress(OSError):
                 os.utime(path)  # it is used
         return path
 
-    def _download(self, name: str, path: Path) -> None:
+    def _damaged(self, name: str) -> WeightsError:
+        return WeightsError(
+            f"{name} at {self._url} is damaged: it is not what was registered.",
+            "Restore it, or switch to another version with scripts/versions.py.",
+        )
+
+    def _download(self, name: str, sha256: str, path: Path) -> None:
         fs = self._connect()
         try:
             with fs.open(f"{self._root}/{name}", "rb") as source, atomic_binary_writer(path) as target:
-                shutil.copyfileobj(source, target, _CHUNK)
+                digest = hashlib.sha256()
+                while chunk := source.read(_CHUNK):
+                    digest.update(chunk)
+                    target.write(chunk)
+                if digest.hexdigest() != sha256:
+                    raise self._damaged(name)
+        except BackendError:
+            raise
         except FileNotFoundError as error:
             raise WeightsError(
                 f"{name} is not at {self._url}.", "Restore it, or switch to another version with scripts/versions.py."
@@ -194,13 +207,17 @@ class Artifacts:
             log.warning("%s was not removed from %s: %s", name, self._url, error)
             return False
         copy = self.local_path(name, sha256)
-        if sha256 and self._local_root is None and not self.is_configured(copy):
+        if sha256 and self._copies and not self._is_configured(copy):
             with contextlib.suppress(OSError):
                 copy.unlink(missing_ok=True)
         return True
 
-    def is_configured(self, path: Path) -> bool:
-        """Return whether ``YOLO_WEIGHTS`` is this very file."""
+    def is_configured(self, name: str, sha256: str) -> bool:
+        """Return whether ``YOLO_WEIGHTS`` is this very file, or its copy on this machine."""
+        root = self._local_root
+        return self._is_configured(self.local_path(name, sha256)) or bool(root and self._is_configured(root / name))
+
+    def _is_configured(self, path: Path) -> bool:
         try:
             return path.samefile(self._configured)
         except OSError:  # one of them does not exist
@@ -212,7 +229,7 @@ class Artifacts:
         for path in [*self._cache.glob("*"), *(root.rglob("*.part") if root else ())]:
             after_s = LEFT_S if path.suffix == ".part" else UNUSED_S
             try:
-                if now - path.stat().st_mtime > after_s and not self.is_configured(path):
+                if now - path.stat().st_mtime > after_s and not self._is_configured(path):
                     path.unlink()
                     removed += 1
             except OSError as error:

@@ -62,7 +62,7 @@ def remove_old_weights(project_id: int, settings: Settings, storage: Storage, ar
     versions = Registry(storage).outline(project_id)
     for version in removable_versions(versions, _used(storage, project_id), settings.keep_versions):
         own = version.artifact.startswith(f"projects/{project_id}/")
-        if own and not artifacts.is_configured(artifacts.local_path(version.artifact, version.weights_sha256)):
+        if own and not artifacts.is_configured(version.artifact, version.weights_sha256):
             _retire(storage, version)
     gone = 0
     for name, sha256 in _unused(storage, project_id):

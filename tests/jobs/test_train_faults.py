@@ -5,6 +5,7 @@ Two worker processes share the queue, the database and the place for weights, no
 
 from __future__ import annotations
 
+import pickle
 import signal
 import sqlite3
 import time
@@ -21,6 +22,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.jobs import training_scheduler
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.learn import record_review
+from ml_backend.jobs.train import checkpoint_names
 from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.server.container import WebContainer
 from ml_backend.training import dataset
@@ -126,6 +128,42 @@ def test_stopped_and_killed_at_every_stage_it_goes_on_elsewhere(
     (only,) = registry(here).versions(project)
     assert only.attempts >= 5
     assert here.queue.failed_jobs() == []
+
+
+class Touch:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_replaced_checkpoints_are_not_opened(trained_site: Callable[..., Site], tmp_path: Path) -> None:
+    """A checkpoint is code: who can write where they lie must not run any on the workers."""
+    place, made = tmp_path / "artifacts", tmp_path / "made"
+    here = trained_site(artifacts_url=str(place), train_args='{"epochs": 3}')
+    project, _ = fill(here)
+    services(here).trainings.start(project, "a test")
+    log = tmp_path / "worker.log"
+    with worker_process(here.settings, log) as process:
+        version: Version = wait_for(lambda: reached(here, project, "training", 1), 240, str(log))
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+    run = here.settings.data_dir / "training" / f"project-{project}" / "runs" / version.name
+    stored = place / "projects" / str(project)
+    targets = [*run.rglob("*.pt"), *(stored / Path(name).name for name in checkpoint_names(version))]
+    assert len(targets) >= 6
+    for path in targets:
+        path.unlink(missing_ok=True)
+        path.write_bytes(pickle.dumps(Touch(made)))
+    with worker_process(here.settings, log):
+        wait_for(lambda: registry(here).running(project) is None, 240, str(log))
+    (only,) = registry(here).versions(project)
+    assert only.state in MEASURED, only.reason
+    assert [item["epoch"] for item in only.history] == [1, 2, 3]
+    assert not made.exists()
 
 
 def test_redis_forgets_everything_and_there_is_no_room_for_the_weights(

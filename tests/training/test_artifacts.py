@@ -41,7 +41,6 @@ def test_there_and_back(artifacts: Artifacts, weights: Path) -> None:
     assert path == artifacts.local_path("projects/1/v1.pt", sha256)
     assert path.read_bytes() == weights.read_bytes()
     assert artifacts.exists("projects/1/v1.pt")
-    assert artifacts.fetch("projects/1/v1.pt").read_bytes() == weights.read_bytes()
     artifacts.remove("projects/1/v1.pt")
     artifacts.remove("projects/1/v1.pt")
     assert not artifacts.exists("projects/1/v1.pt")
@@ -57,6 +56,24 @@ def test_damaged_weights_are_not_loaded(artifacts: Artifacts, weights: Path) -> 
     artifacts.put(weights, "v1.pt")
     with pytest.raises(WeightsError, match="damaged"):
         artifacts.fetch("v1.pt", "ab" * 32)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_what_others_write_into_a_shared_folder_is_not_used(
+    settings: Make, weights: Path, tmp_path: Path, scheme: str
+) -> None:
+    """A checkpoint is code: what was checked is what is opened, and lies where only this machine writes."""
+    shared = tmp_path / "shared"
+    here = Artifacts(settings(artifacts_url=f"{scheme}{shared}"))
+    sha256 = here.put(weights, "v1.pt")
+    path = here.fetch("v1.pt", sha256)
+    (shared / "v1.pt").write_bytes(b"other code")
+    assert here.fetch("v1.pt", sha256) == path
+    assert path.read_bytes() == weights.read_bytes()
+    there = Artifacts(settings(artifacts_url=f"{scheme}{shared}", data_dir=tmp_path / "other machine"))
+    with pytest.raises(WeightsError, match="not what was registered"):
+        there.fetch("v1.pt", sha256)
+    assert not list((tmp_path / "other machine").rglob("*.pt*"))
 
 
 def test_another_machine_downloads_once(settings: Make, weights: Path, tmp_path: Path) -> None:
@@ -84,8 +101,8 @@ def test_a_full_disk_leaves_what_was_there(settings: Make, weights: Path, monkey
     import resource
 
     artifacts = Artifacts(settings())
-    artifacts.put(weights, "v1.pt")
-    before = artifacts.fetch("v1.pt").read_bytes()
+    sha256 = artifacts.put(weights, "v1.pt")
+    before = artifacts.fetch("v1.pt", sha256).read_bytes()
     large = weights.with_name("large.pt")
     large.write_bytes(b"x" * 200_000)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -95,7 +112,7 @@ def test_a_full_disk_leaves_what_was_there(settings: Make, weights: Path, monkey
             artifacts.put(large, "v1.pt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert artifacts.fetch("v1.pt").read_bytes() == before
+    assert artifacts.fetch("v1.pt", sha256).read_bytes() == before
     folder = artifacts.local_path("v1.pt", "").parent
     assert [path.name for path in folder.iterdir()] == ["v1.pt"], "no half file stays"
 
