@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
+from typing import Any
 
 import av
+import cv2
 import numpy as np
 
 WIDTH, HEIGHT, FPS, FRAMES = 640, 360, 25, 75
@@ -30,3 +33,13 @@ def write_scene(path: Path) -> None:
             image[y : y + 90, x : x + 90] = square
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         container.mux(stream.encode(None))
+
+
+def mask_box(value: Any) -> tuple[int, int, int, int]:
+    """Return the box ``x1, y1, x2, y2`` in pixels of a mask as Label Studio's toolbar gets it."""
+    encoded = base64.b64decode(value["imageDataURL"].removeprefix("data:image/png;base64,"))
+    mask = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert mask is not None
+    assert mask.shape == (value["height"], value["width"])
+    x, y, width, height = cv2.boundingRect(mask)
+    return x, y, x + width, y + height

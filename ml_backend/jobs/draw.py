@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import BackendError
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.queue import INTERACTIVE
+from ml_backend.label_studio.regions import rectangle_mask
+
+if TYPE_CHECKING:
+    from ml_backend.core.types import VideoInfo
+    from ml_backend.inference.follow import KnownTrack
+    from ml_backend.inference.redraw import Answer, Redraw
+    from ml_backend.label_studio.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -37,26 +45,9 @@ def follow_regions(
     Raises:
         BackendError: none of the regions can be followed; the first one's error.
     """
-    from ml_backend.inference.follow import Follower
-    from ml_backend.inference.redraw import Redraw
-    from ml_backend.inference.reduced_frames import ReducedFrames
-    from ml_backend.label_studio.timeline import video_timeline
-    from ml_backend.video.probe import probe
-
     answers: list[dict[str, Any]] = []
     errors: list[BackendError] = []
-    deadline = time.monotonic() + max(_FAIR_S, ANSWER_S / (1 + container.queue.queues[INTERACTIVE].count))
-    with container.media.open(video["uri"], task_id) as path:
-        info, timeline = probe(path), video_timeline(path, video["frame_rate"])
-        tracks = known_tracks(container, project_id, video["uri"], timeline, (info.width, info.height))
-        follower = Follower(
-            ReducedFrames(path, info),
-            (info.width, info.height),
-            info.fps,
-            tracks,
-            lambda: time.monotonic() > deadline or container.stop.is_set(),
-        )
-        redraw = Redraw(follower, info, timeline, container.settings.keyframe_iou, container.settings.follow_s)
+    with _redraw(container, project_id, task_id, video) as (redraw, _, _):
         for region in regions:
             started = time.monotonic()
             try:
@@ -81,6 +72,69 @@ def follow_regions(
 
 
 @job
+def track_box(
+    container: Container, project_id: int, task_id: int, video: Mapping[str, Any], prompt: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Follow a box of the editor's toolbar, and return the object as masks on the frames of its keyframes.
+
+    The editor sets a keyframe on each frame that it gets; in between it interpolates.
+
+    Args:
+        video: as for :func:`follow_regions`.
+        prompt: ``frame`` (1-based), ``box`` (``x``, ``y``, ``width`` and ``height`` in percent), ``direction``
+            (``forward``, ``backward`` or ``both``), ``max_frames`` each way.
+
+    Returns:
+        For each frame ``frame`` (0-based), ``time_ms``, and a PNG of ``width`` x ``height`` as ``imageDataURL``.
+
+    Raises:
+        RequestError: the box is outside the image or of no area, or the frame beyond the video's end.
+    """
+    frame = prompt["frame"]
+    region = {"value": {"sequence": [{**prompt["box"], "frame": frame, "enabled": True, "rotation": 0}]}}
+    before = 0 if prompt["direction"] == "forward" else prompt["max_frames"]
+    after = 0 if prompt["direction"] == "backward" else prompt["max_frames"]
+    with _redraw(container, project_id, task_id, video) as (redraw, info, timeline):
+        return [
+            {
+                "frame": key["frame"] - 1,
+                "time_ms": 1000 * (key["frame"] - 1) / timeline.frame_rate,
+                **rectangle_mask(key, info.width, info.height),
+            }
+            for key in redraw.extend(region, None).sequence
+            if key["enabled"] and frame - before <= key["frame"] <= frame + after
+        ]
+
+
+@contextmanager
+def _redraw(
+    container: Container, project_id: int, task_id: int, video: Mapping[str, Any]
+) -> Iterator[tuple[Redraw, VideoInfo, Timeline]]:
+    """Open a task's video for following objects, until the time for an answer is up."""
+    from ml_backend.inference.follow import Follower
+    from ml_backend.inference.redraw import Redraw
+    from ml_backend.inference.reduced_frames import ReducedFrames
+    from ml_backend.label_studio.timeline import video_timeline
+    from ml_backend.video.probe import probe
+
+    deadline = time.monotonic() + max(_FAIR_S, ANSWER_S / (1 + container.queue.queues[INTERACTIVE].count))
+    with container.media.open(video["uri"], task_id) as path:
+        info, timeline = probe(path), video_timeline(path, video["frame_rate"])
+        follower = Follower(
+            ReducedFrames(path, info),
+            (info.width, info.height),
+            info.fps,
+            known_tracks(container, project_id, video["uri"], timeline, (info.width, info.height)),
+            lambda: time.monotonic() > deadline or container.stop.is_set(),
+        )
+        yield (
+            Redraw(follower, info, timeline, container.settings.keyframe_iou, container.settings.follow_s),
+            info,
+            timeline,
+        )
+
+
+@job
 def warm(container: Container, task_id: int, video: Mapping[str, Any]) -> None:
     """Decode the first seconds of a video, since somebody has opened its task; nothing if it must be downloaded."""
     from ml_backend.inference.reduced_frames import BLOCK, ReducedFrames
@@ -97,7 +151,9 @@ def warm(container: Container, task_id: int, video: Mapping[str, Any]) -> None:
             frames.get(index)
 
 
-def known_tracks(container: Container, project_id: int, uri: str, timeline: Any, size: tuple[int, int]) -> list[Any]:
+def known_tracks(
+    container: Container, project_id: int, uri: str, timeline: Timeline, size: tuple[int, int]
+) -> list[KnownTrack]:
     """Return the stored tracks of a video, also those of classes without a label; none if it has not been predicted."""
     import numpy as np
 
@@ -123,7 +179,7 @@ def _key(task_id: int, region: Mapping[str, Any]) -> str:
     return f"video:followed:{task_id}:{str(region.get('id'))[:64]}"
 
 
-def recall(container: Container, task_id: int, region: Mapping[str, Any]) -> Any:
+def recall(container: Container, task_id: int, region: Mapping[str, Any]) -> Answer | None:
     """Return what was answered for a region last; ``None`` if nothing was, or long ago."""
     from ml_backend.inference.redraw import Answer
 
@@ -132,6 +188,6 @@ def recall(container: Container, task_id: int, region: Mapping[str, Any]) -> Any
     return Answer.from_json(json.loads(stored)) if isinstance(stored, bytes) else None
 
 
-def remember(container: Container, task_id: int, region: Mapping[str, Any], answer: Any) -> None:
+def remember(container: Container, task_id: int, region: Mapping[str, Any], answer: Answer) -> None:
     with container.queue.guard():
         container.queue.connection.set(_key(task_id, region), json.dumps(answer.to_json()), ex=REMEMBER_S)

@@ -29,7 +29,7 @@ JOB_MODULES = {
         "learn": ("learn", "catch_up", "refresh"),
         "train": ("train",),
         "chunks": ("help_detect",),
-        "draw": ("follow_regions", "warm"),
+        "draw": ("follow_regions", "track_box", "warm"),
         "api_jobs": (
             "init_models",
             "auto_label",

@@ -261,8 +261,20 @@ class JobQueue:
             QueueUnavailable: no worker serves the queue, or none has answered within ``timeout_s`` seconds.
             PredictionFailed: the job has failed; its message.
         """
-        from ml_backend.jobs.known_job import KnownJob
+        job_id = self.start_interactive(function, args, module, timeout_s)
+        ended, result = self.wait_for_result(job_id, timeout_s)
+        if not ended:
+            raise QueueUnavailable(
+                "The drawn box was not followed in time, since others are waiting too.", "Press the label's key again."
+            )
+        return result
 
+    def start_interactive(self, function: str, args: list[Any], module: str, timeout_s: float) -> str:
+        """Enqueue a job on the queue ``interactive`` and return its id; it begins within ``timeout_s`` or not at all.
+
+        Raises:
+            QueueUnavailable: no worker serves the queue.
+        """
         if not self._follows():
             raise QueueUnavailable(
                 "No worker follows drawn boxes.",
@@ -278,18 +290,43 @@ class JobQueue:
                 failure_ttl=60,
                 description=function,
             )
-            with connect(self.settings, timeout=timeout_s + 5) as connection:
-                waiting = KnownJob.fetch(job.id, connection=connection)
-                result = waiting.latest_result(timeout=math.ceil(timeout_s))
-        if result is None or result.type is result.Type.RETRIED:
-            raise QueueUnavailable(
-                "The drawn box was not followed in time, since others are waiting too.", "Press the label's key again."
-            )
-        if result.type is not result.Type.SUCCESSFUL:
-            with self.guard():
-                job.refresh()
-            raise PredictionFailed(failure_text(job))
-        return result.return_value
+        return str(job.id)
+
+    def wait_for_result(self, job_id: str, timeout_s: float) -> tuple[bool, Any]:
+        """Return whether a job has ended within ``timeout_s`` seconds, and its result.
+
+        Raises:
+            PredictionFailed: the job has failed, its message; or it does not exist any longer.
+        """
+        from rq.exceptions import NoSuchJobError
+
+        from ml_backend.jobs.known_job import KnownJob
+
+        with self.guard():
+            try:
+                with connect(self.settings, timeout=timeout_s + 5) as connection:
+                    job = KnownJob.fetch(job_id, connection=connection)
+                    result = job.latest_result(timeout=math.ceil(timeout_s))
+            except NoSuchJobError as error:
+                raise PredictionFailed("The drawn box is no longer followed.", "Draw it again.") from error
+            if result is None or result.type is result.Type.RETRIED:
+                return False, None
+            if result.type is not result.Type.SUCCESSFUL:
+                raise PredictionFailed(failure_text(KnownJob.fetch(job_id, connection=self.connection)))
+        return True, result.return_value
+
+    def is_job_of(self, job_id: str, function: str, args: Sequence[Any]) -> bool:
+        """Return whether a job of this function, whose arguments begin like this, exists."""
+        with self.guard():
+            job = self.fetch(job_id)
+            return job is not None and job.function == function and list(job.args[: len(args)]) == list(args)
+
+    def take_back_waiting(self, job_id: str) -> None:
+        """Remove a job unless it has begun."""
+        with self.guard():
+            job = self.fetch(job_id)
+            if job is not None and state_of(job) in WAITING:
+                self.take_back(job)
 
     def _follows(self) -> bool:
         """Return whether a worker serves the queue ``interactive``."""

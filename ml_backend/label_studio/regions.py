@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -239,3 +240,25 @@ def make_prediction(regions: Sequence[Region], model_version: str) -> dict[str, 
     total = sum(weights)
     score = sum(w * float(r["score"]) for w, r in zip(weights, regions, strict=True)) / total if total else 0.0
     return {"model_version": model_version, "score": round(score, 4), "result": list(regions)}
+
+
+def rectangle_mask(box: Mapping[str, Any], width: int, height: int) -> Region:
+    """Return a box as the mask that Label Studio's toolbar for interactive models takes, of which it uses the outline.
+
+    Args:
+        box: ``x``, ``y``, ``width`` and ``height`` in percent.
+        width, height: of the mask in pixels.
+
+    Returns:
+        ``imageDataURL``, a PNG that is white inside the box, ``width`` and ``height``.
+    """
+    from PIL import Image, ImageDraw
+
+    size, image = np.array([width, height] * 2), Image.new("1", (width, height))
+    percent = np.array([box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]], np.float64)
+    x1, y1, x2, y2 = np.clip(percent / 100 * size, 0, size).round().astype(int).tolist()
+    ImageDraw.Draw(image).rectangle((x1, y1, max(x2, x1 + 1) - 1, max(y2, y1 + 1) - 1), fill=1)
+    file = io.BytesIO()
+    image.save(file, "png")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return {"imageDataURL": url, "width": width, "height": height}

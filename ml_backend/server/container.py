@@ -10,6 +10,7 @@ from ml_backend.core.errors import BackendError
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.patterns import Patterns
+from ml_backend.server.drawing import DrawingService
 from ml_backend.server.metrics import Metrics
 from ml_backend.server.prediction_service import PredictionService
 from ml_backend.server.webhooks import WebhookReceiver
@@ -29,11 +30,15 @@ class WebContainer(Container):
         # Created eagerly, so that an unusable database fails at startup and concurrent first requests do not create
         # duplicates. None of these connects to Redis or Label Studio.
         _ = self.storage, self.queue, self.projects, self.metrics, self.webhooks, self.prediction_service
-        _ = self.trainings, self.jobs, self.api_queue, self.lister, self.outputs, self.patterns
+        _ = self.trainings, self.jobs, self.drawing, self.api_queue, self.lister, self.outputs, self.patterns
 
     @cached_property
     def prediction_service(self) -> PredictionService:
         return PredictionService(self.settings, self.storage, self.queue, self.projects)
+
+    @cached_property
+    def drawing(self) -> DrawingService:
+        return DrawingService(self.queue, self.projects, self.prediction_service)
 
     @cached_property
     def webhooks(self) -> WebhookReceiver:

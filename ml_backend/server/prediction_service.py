@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,6 @@ from ml_backend.db.storage import Storage
 from ml_backend.jobs.project_models import ProjectModels, ProjectModelStore
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.task_plan import TaskPlan, cached_label_config, plan_task
-from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE
 from ml_backend.labeling.model_version import same_kind
 from ml_backend.training.policy import PolicyStore
 
@@ -27,12 +25,6 @@ log = logging.getLogger(__name__)
 DIRECT_REQUESTS = 20
 #: Maximum bytes of predictions in one response; workers push the others.
 MAX_RESPONSE_BYTES = 32 << 20
-#: Seconds to wait for drawn boxes. Label Studio waits 100, but a person does not.
-FOLLOW_TIMEOUT_S = 30.0
-#: Requests that wait for drawn boxes at once; the other threads of the process are for webhooks and predictions.
-MAX_FOLLOWING = 10
-#: Drawn boxes in one request.
-MAX_DRAWN = 100
 
 
 class PredictionService:
@@ -44,7 +36,6 @@ class PredictionService:
         self._queue = queue
         self._projects = projects
         self._policies = PolicyStore(storage)
-        self._following = threading.BoundedSemaphore(MAX_FOLLOWING)
 
     def version(self, project_id: int | None = None) -> str:
         """Return the model version of new predictions. Takes milliseconds.
@@ -119,7 +110,7 @@ class PredictionService:
         plans: list[TaskPlan | BackendError] = []
         for task in tasks:
             try:
-                plans.append(self._plan(task, project_id, label_config, models))
+                plans.append(self.plan(task, project_id, label_config, models))
             except BackendError as error:
                 plans.append(error)
         predictions = self._finished(plans)
@@ -143,56 +134,12 @@ class PredictionService:
             raise errors[0]
         return [b"[]" if isinstance(plan, BackendError) else predictions.get(plan.key, b"[]") for plan in plans]
 
-    def follow(
-        self, project_id: int, label_config: str, task: Mapping[str, Any], context: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        """Return a prediction with the regions that a person has drawn in a task, followed through its video.
-
-        Where that fails, the regions are returned as they are, so that no work is lost, and the reason is logged.
-
-        Args:
-            context: what the editor sends: ``result`` has the regions.
+    def plan(self, task: Mapping[str, Any], project_id: int, label_config: str, models: ProjectModels) -> TaskPlan:
+        """Return what is to be predicted of a task.
 
         Raises:
-            RequestError: there is no region to follow, or the task has no id.
+            BackendError: the task has no id, no usable video, or the label config no video tracks.
         """
-        regions = _drawn_regions(context)
-        answers = [dict(region) for region in regions]
-        try:
-            plan = self._plan(task, project_id, label_config, self._projects.models(project_id))
-            for video in plan.videos:
-                of_video = [region for region in regions if region.get("to_name") == video.control.to_name]
-                if not of_video:
-                    continue
-                rate = DEFAULT_FRAME_RATE if video.frame_rate is None else video.frame_rate
-                source = {"uri": video.uri, "frame_rate": rate}
-                arguments = [project_id, plan.task_id, source, of_video]
-                for region in self._ask(arguments):
-                    answers = [region if region.get("id") == item.get("id") else item for item in answers]
-        except RequestError:
-            raise
-        except BackendError as error:
-            log.warning("Task %s: a drawn box was not followed: %s", task.get("id"), error)
-        return [{"result": answers, "model_version": self.version(project_id), "score": 0.0}]
-
-    def _ask(self, arguments: list[Any]) -> list[dict[str, Any]]:
-        if not self._following.acquire(blocking=False):
-            raise QueueUnavailable("Too many people draw at once.", "Press the label's key again.")
-        try:
-            return self._queue.ask("follow_regions", arguments, "draw", FOLLOW_TIMEOUT_S) or []
-        finally:
-            self._following.release()
-
-    def warm(self, project_id: int, label_config: str, task: Mapping[str, Any]) -> None:
-        """Prepare for drawn boxes in a task that somebody has opened."""
-        try:
-            plan = self._plan(task, project_id, label_config, self._projects.models(project_id))
-            for video in plan.videos:
-                self._queue.request_warm(plan.task_id, video.uri)
-        except BackendError as error:  # drawing reports it
-            log.debug("Task %s was not warmed: %s", task.get("id"), error)
-
-    def _plan(self, task: Mapping[str, Any], project_id: int, label_config: str, models: ProjectModels) -> TaskPlan:
         task_id = task.get("id")
         if not isinstance(task_id, int) or isinstance(task_id, bool):
             raise RequestError("A task has no id.", "See the Label Studio ML protocol.")
@@ -242,26 +189,6 @@ class PredictionService:
                 # The job may have finished between the look-up and the request.
                 predictions.update(self._storage.prediction_bodies([plan.key]))
         return errors
-
-
-def _drawn_regions(context: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the video tracks of an editor's request."""
-    result = context.get("result")
-    regions = [
-        item
-        for item in (result if isinstance(result, list) else ())
-        if isinstance(item, dict)
-        and item.get("type") == "videorectangle"
-        and isinstance(item.get("value"), dict)
-        and isinstance(item.get("id"), str)
-    ]
-    if not regions:
-        raise RequestError(
-            "The request has no box to follow.", 'Use smart="true" on VideoRectangle only, and select one of its boxes.'
-        )
-    if len(regions) > MAX_DRAWN:
-        raise RequestError(f"{len(regions)} boxes are too many at once.", f"Select at most {MAX_DRAWN}.")
-    return regions
 
 
 def _is_settled(plan: TaskPlan, task: Mapping[str, Any]) -> bool:

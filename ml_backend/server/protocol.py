@@ -76,10 +76,11 @@ def predict() -> Response:
     service, project = services().prediction_service, project_id(body.get("project"))
     params = body.get("params")
     context = params.get("context") if isinstance(params, dict) else None
+    drawing = services().drawing
     if isinstance(context, dict) and context and len(tasks) == 1:
-        return jsonify({"results": service.follow(project, label_config, tasks[0], context)})
+        return jsonify({"results": drawing.answer(project, label_config, tasks[0], context)})
     if len(tasks) == 1:
-        service.warm(project, label_config, tasks[0])
+        drawing.warm(project, label_config, tasks[0])
     results = service.predict_json(project, label_config, tasks)
     return Response(b'{"results":[' + b",".join(results) + b"]}\n", mimetype="application/json")
 

@@ -12,7 +12,7 @@ from ml_backend.core.boxes import iou_pairs
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import INTERACTIVE
 from ml_backend.label_studio.regions import region_boxes
-from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, truth, write_scene
+from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, mask_box, truth, write_scene
 from tests.jobs.conftest import Site
 
 VIDEO = {"uri": "/data/local-files/?d=scene.mp4", "frame_rate": FPS}
@@ -28,19 +28,25 @@ def drawn(frame: int, region_id: str = "a", **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def follow(site: Callable[..., Site], work: Callable[[Site], Container]) -> Callable[..., Any]:
-    """Follow regions of task 1 as a worker does; return its job."""
+def run(site: Callable[..., Site], work: Callable[[Site], Container]) -> Callable[..., Any]:
+    """Run a function on task 1 as a worker does; return its job."""
     made = site()
     write_scene(made.videos / "scene.mp4")
 
-    def run(*regions: dict[str, Any], video: dict[str, Any] = VIDEO) -> Any:
+    def run(function: str, argument: Any, video: dict[str, Any]) -> Any:
         queue = made.queue.queues[INTERACTIVE]
-        job = queue.enqueue_call("ml_backend.jobs.draw.follow_regions", args=[7, 1, video, list(regions)])
+        job = queue.enqueue_call(f"ml_backend.jobs.draw.{function}", args=[7, 1, video, argument])
         work(made)
         job.refresh()
         return job
 
     return run
+
+
+@pytest.fixture
+def follow(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Follow regions; return the job."""
+    return lambda *regions, video=VIDEO: run("follow_regions", list(regions), video)
 
 
 def quality(region: dict[str, Any]) -> float:
@@ -77,3 +83,23 @@ def test_a_box_that_cannot_be_followed_keeps_no_other_from_it(follow: Callable[.
 def test_a_video_that_is_not_there(follow: Callable[..., Any]) -> None:
     job = follow(drawn(30), video={"uri": "/data/local-files/?d=gone.mp4", "frame_rate": FPS})
     assert "does not exist" in job.meta["error"]
+
+
+@pytest.mark.parametrize(("direction", "first", "last"), [("forward", 30, 75), ("backward", 1, 30), ("both", 1, 75)])
+def test_the_toolbars_box_is_followed_as_masks(run: Callable[..., Any], direction: str, first: int, last: int) -> None:
+    (key,) = drawn(30)["value"]["sequence"]
+    prompt = {"frame": 30, "box": key, "direction": direction, "max_frames": 100}
+    frames = run("track_box", prompt, VIDEO).return_value()
+    assert (frames[0]["frame"], frames[-1]["frame"]) == (first - 1, last - 1)
+    assert len(frames) < 20, "the editor sets a keyframe for each"
+    for item in frames:
+        assert item["time_ms"] == pytest.approx(1000 * item["frame"] / FPS)
+        assert (item["width"], item["height"]) == (WIDTH, HEIGHT)
+        assert iou_pairs([mask_box(item)], [truth(item["frame"] + 1)])[0] > 0.5
+
+
+def test_the_toolbars_box_goes_no_further_than_told(run: Callable[..., Any]) -> None:
+    (key,) = drawn(30)["value"]["sequence"]
+    prompt = {"frame": 30, "box": key, "direction": "forward", "max_frames": 10}
+    assert all(29 <= item["frame"] < 40 for item in run("track_box", prompt, VIDEO).return_value())
+    assert "are 1 to 75" in run("track_box", prompt | {"frame": 76}, VIDEO).meta["error"]

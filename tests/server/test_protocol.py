@@ -31,6 +31,7 @@ from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.server.app import MAX_REQUEST, create_app
 from ml_backend.server.container import WebContainer
 from tests.builders import CONFIG, NO_RECTANGLE, environment, wait_for
+from tests.drawn_scene import mask_box
 from tests.server.control import promoted
 
 PROJECT = "7.1700000000"
@@ -713,3 +714,72 @@ def test_what_is_no_drawn_box_is_refused(client: FlaskClient, regions: Any) -> N
     response = client.post("/predict", json=interactive(*regions))
     assert response.status_code == 400
     assert "box" in response.get_json()["error"]
+
+
+# -- the toolbar of newer editors
+
+
+def event(name: Any, **context: Any) -> dict[str, Any]:
+    """As the editor posts it through Label Studio."""
+    return request(task(), params={"login": None, "password": None, "context": {"event": name, **context}})
+
+
+def box_prompt(**value: Any) -> list[dict[str, Any]]:
+    return [{"type": "rectanglelabels", "value": {"x": 10, "y": 20, "width": 30.5, "height": 40, **value}}]
+
+
+def answered(client: FlaskClient, body: dict[str, Any]) -> Any:
+    response = client.post("/predict", json=body)
+    assert response.status_code == 200, response.get_json()
+    (result,) = response.get_json()["results"]
+    return result["result"][0]["value"] if result["result"] else None
+
+
+def test_the_toolbar_is_told_what_there_is(client: FlaskClient) -> None:
+    value = answered(client, event("capabilities"))
+    assert value["prompts"] == ["box"]
+    assert value["targets"] == [{"tag": "VideoRectangle", "output": "bbox", "features": ["track"]}]
+    assert set(value["model_info"]) == {"name", "version"}
+
+
+def test_a_box_prompt_is_answered_by_its_mask(client: FlaskClient) -> None:
+    body = event(None, result=box_prompt(), frame=5, time_ms=160.0)
+    del body["params"]["context"]["event"]
+    value = answered(client, body)
+    percent = [100 * side / value[size] for side, size in zip(mask_box(value), ("width", "height") * 2, strict=True)]
+    assert percent == pytest.approx([10, 20, 40.5, 60], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        event("dance"),
+        event(["track"]),
+        event("track", frame=5, max_frames=10, direction="forward"),
+        event("track", result=box_prompt(width=0), frame=5, max_frames=10, direction="forward"),
+        event("track", result=box_prompt(x=100), frame=5, max_frames=10, direction="forward"),
+        event("track", result=box_prompt(x="nan"), frame=5, max_frames=10, direction="forward"),
+        event("track", result=[{"type": "keypointlabels", "value": {"x": 1, "y": 2}}], frame=5, max_frames=10),
+        event("track", result=box_prompt(), frame="x", max_frames=10, direction="forward"),
+        event("track", result=box_prompt(), frame=5, max_frames=-1, direction="forward"),
+        event("track", result=box_prompt(), frame=5, max_frames=10, direction="up"),
+    ],
+)
+def test_events_that_make_no_sense_are_refused(client: FlaskClient, body: dict[str, Any]) -> None:
+    response = client.post("/predict", json=body)
+    assert response.status_code == 400
+    assert response.get_json()["error"]
+
+
+def test_without_a_worker_the_toolbar_gets_an_error_and_sessions_end(client: FlaskClient) -> None:
+    response = client.post(
+        "/predict", json=event("track", result=box_prompt(), frame=5, max_frames=9, direction="both", time_ms=160)
+    )
+    assert response.status_code == 503
+    assert "--queues interactive" in str(response.get_json())
+    value = answered(client, event("track_progress", session_id="unknown"))
+    assert value["done"]
+    assert "no longer followed" in value["error"]
+    assert answered(client, event("track_cancel", session_id="unknown")) is None
+    assert answered(client, event("prewarm", frame=5, window=20, direction="forward")) is None
+    assert answered(client, event("release")) is None

@@ -1,0 +1,66 @@
+"""Requests of newer editors' toolbar for interactive models, in their recorded form, through a real Label Studio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ml_backend.cli.dev_stack.demo import connect
+from ml_backend.cli.dev_stack.preflight import ROOT
+from ml_backend.cli.dev_stack.stack import Stack
+from ml_backend.core.boxes import iou_pairs
+from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, mask_box, truth, write_scene
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture
+def post(motion_stack: Stack, tmp_path: Path) -> Callable[..., Any]:
+    """Post a context as the editor of a task does; return the first result's value, ``None`` if there is none."""
+    video = tmp_path / "scene.mp4"
+    write_scene(video)
+    client = motion_stack.client()
+    project = client.create_project("toolbar", (ROOT / "label_config.xml").read_text(encoding="utf-8"))
+    connect(motion_stack, client, project)
+    facts = {"fps": FPS, "frames": FRAMES, "width": WIDTH, "height": HEIGHT, "duration": FRAMES / FPS}
+    task = client.create_task(project, {"video": client.upload_file(project, video), **facts})
+    (backend,) = client.sdk.ml.list(project=project)
+    url = f"{motion_stack.label_studio.url}/api/ml/{backend.id}/interactive-annotating"
+
+    def post(**context: Any) -> Any:
+        body = {"task": task, "context": context}
+        response = httpx.post(url, json=body, headers=client.auth_headers(), timeout=120)
+        assert response.status_code == 200, response.text
+        result = response.json()["data"]["result"]
+        return result[0]["value"] if result else None
+
+    return post
+
+
+def test_a_box_is_drawn_accepted_and_tracked(post: Callable[..., Any]) -> None:
+    assert post(event="capabilities")["targets"][0]["tag"] == "VideoRectangle"
+    assert post(event="prewarm", frame=30, window=20, direction="forward") is None
+    x1, y1, x2, y2 = truth(30)
+    box = {"x": 100 * x1 / WIDTH, "y": 100 * y1 / HEIGHT}
+    box |= {"width": 100 * (x2 - x1) / WIDTH, "height": 100 * (y2 - y1) / HEIGHT}
+    prompt = [{"type": "rectanglelabels", "value": box}]
+    time_ms = 1000 * 29 / FPS
+    assert mask_box(post(result=prompt, time_ms=time_ms, frame=30))
+
+    horizon = {"frame": 30, "max_frames": FRAMES - 30, "time_ms": time_ms, "max_duration_ms": 1800.0}
+    session = post(event="track", direction="both", result=prompt, **horizon)["session_id"]
+    progress = {"done": False}
+    while not progress["done"]:
+        progress = post(event="track_progress", session_id=session)
+        assert "error" not in progress
+    frames = [item["frame"] for item in progress["frames"]]
+    assert progress["produced"] == progress["total"] == len(frames) > 2
+    assert (frames[0], frames[-1]) == (0, FRAMES - 1)
+    for item in progress["frames"]:
+        assert iou_pairs([mask_box(item)], [truth(item["frame"] + 1)])[0] > 0.5
+    assert post(event="track_cancel", session_id=session) is None
+    assert post(event="release") is None
