@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two checks whether a job was cancelled.
 CANCEL_POLL_S = 1.0
+#: Seconds for which a job waits for a Redis that is away, as during its restart.
+JOB_PATIENCE_S = 10
 
 
 class Container:
@@ -40,11 +42,12 @@ class Container:
 
     Args:
         redis_timeout: seconds to wait for Redis; shorter for requests than for jobs.
+        redis_patience_s: seconds for which jobs wait for a Redis that is away: a restart must not cost their work.
     """
 
-    def __init__(self, settings: Settings, redis_timeout: float = 10.0) -> None:
+    def __init__(self, settings: Settings, redis_timeout: float = 10.0, redis_patience_s: int = 0) -> None:
         self.settings = settings
-        self._redis_timeout = redis_timeout
+        self._redis_timeout, self._redis_patience_s = redis_timeout, redis_patience_s
         #: Set when the process is asked to stop: jobs stop at the next frame and are retried later.
         self.stop = threading.Event()
         #: Servers that did not answer during the current job.
@@ -73,7 +76,9 @@ class Container:
 
     @cached_property
     def queue(self) -> JobQueue:
-        return JobQueue(self.settings, storage=self.storage, timeout=self._redis_timeout)
+        return JobQueue(
+            self.settings, storage=self.storage, timeout=self._redis_timeout, patience_s=self._redis_patience_s
+        )
 
     @cached_property
     def training_queue(self) -> TrainingQueue:
@@ -179,7 +184,7 @@ class Container:
 @lru_cache(maxsize=1)
 def get_container() -> Container:
     """Return the worker's container."""
-    return Container(get_settings())
+    return Container(get_settings(), redis_patience_s=JOB_PATIENCE_S)
 
 
 def job(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -85,16 +85,23 @@ class WorkerInfo:
     job_id: str = ""
 
 
-def connect(settings: Settings, *, timeout: float | None = 1.0) -> Redis:
+def connect(settings: Settings, *, timeout: float | None = 1.0, patience_s: int = 0) -> Redis:
     """Return a Redis client that does not hang when the server is unreachable.
+
+    Args:
+        timeout: seconds until a command fails; ``None``: blocking commands may wait.
+        patience_s: seconds for which commands are tried again while the server is away.
 
     Raises:
         ConfigError: the address is malformed.
     """
     from redis import Redis
+    from redis.backoff import ConstantBackoff
+    from redis.retry import Retry
 
+    retry = {"retry": Retry(ConstantBackoff(1.0), patience_s)} if patience_s else {}
     try:
-        return Redis.from_url(settings.redis_url, socket_connect_timeout=0.5, socket_timeout=timeout)
+        return Redis.from_url(settings.redis_url, socket_connect_timeout=0.5, socket_timeout=timeout, **retry)
     except ValueError as error:
         raise ConfigError(f"The setting REDIS_URL is wrong: {error}.", "Correct it and restart.") from error
 
@@ -108,9 +115,10 @@ class JobQueue:
         connection: Redis | None = None,
         storage: Storage | None = None,
         timeout: float = 1.0,
+        patience_s: int = 0,
     ) -> None:
         self.settings = settings
-        self._connection, self._timeout = connection, timeout
+        self._connection, self._timeout, self._patience_s = connection, timeout, patience_s
         if storage:
             self.storage = storage
 
@@ -123,7 +131,7 @@ class JobQueue:
 
     @cached_property
     def connection(self) -> Redis:
-        return self._connection or connect(self.settings, timeout=self._timeout)
+        return self._connection or connect(self.settings, timeout=self._timeout, patience_s=self._patience_s)
 
     @cached_property
     def queues(self) -> dict[str, Queue]:

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two cleanups of the data folder, and the name of the thread that does them.
 CLEANUP_INTERVAL_S, CLEANUP_THREAD = 3600, "cleanup"
+#: Seconds for which the worker waits for a Redis that is away before or after a job, which it would otherwise lose.
+PATIENCE_S = 60
 
 
 class LeaseQueue(Queue):  # type: ignore[misc]
@@ -195,7 +197,7 @@ def make_worker(settings: Settings) -> LeaseWorker:
     container = get_container()
     container.queue.ping()
     # No socket timeout: blocking reads wait for jobs.
-    connection = connect(settings, timeout=None)
+    connection = connect(settings, timeout=None, patience_s=PATIENCE_S)
     return LeaseWorker(
         [
             LeaseQueue(name, connection=connection, job_class=KnownJob, serializer=JSONSerializer)
