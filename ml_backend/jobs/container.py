@@ -8,12 +8,14 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ml_backend.core.errors import BackendError, Interrupted, Postponed, QueueUnavailable
+from ml_backend.core.errors import BackendError, Interrupted, LabelStudioUnavailable, Postponed, QueueUnavailable
 from ml_backend.core.outputs import Outputs
 from ml_backend.core.settings import Settings, get_settings
+from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.jobs.api_queue import ApiQueue
 from ml_backend.jobs.job_list import JobList
@@ -29,10 +31,16 @@ from ml_backend.training.artifacts import Artifacts
 from ml_backend.training.policy import PolicyStore
 from ml_backend.training.registry import Registry
 
+if TYPE_CHECKING:
+    from rq.job import Job
+
 log = logging.getLogger(__name__)
 
 #: Seconds between two checks whether a job was cancelled.
 CANCEL_POLL_S = 1.0
+#: A job for which Label Studio does not answer is tried again every so many seconds, for so long: what is computed is
+#: delivered soon after Label Studio is back.
+LABEL_STUDIO_PAUSE_S, LABEL_STUDIO_PATIENCE = 30, timedelta(days=5)
 #: Seconds for which a job waits for a Redis that is away, as during its restart.
 JOB_PATIENCE_S = 10
 
@@ -209,18 +217,28 @@ def job(function: Callable[..., Any]) -> Callable[..., Any]:
                 current.save_meta()
                 log.info("Job %s was cancelled.", current.id)
                 return None
-            if current:
-                current.retries_left = (current.retries_left or 0) + 1  # a stop request is no failure
-                pause = error.delay_s if isinstance(error, Postponed) else 1
-                current.meta["retry_intervals"], current.retry_intervals = current.retry_intervals, [pause]
+            if current:  # a stop request is no failure
+                _retry_without_attempt(current, error.delay_s if isinstance(error, Postponed) else 1)
             raise
         except BackendError as error:
             log.error("%s%s failed: %s", function.__name__, args, error)
             if current:
                 current.meta["error"] = str(error)
-                if not error.retryable:
+                if isinstance(error, LabelStudioUnavailable) and _age(current) < LABEL_STUDIO_PATIENCE:
+                    _retry_without_attempt(current, LABEL_STUDIO_PAUSE_S)
+                elif not error.retryable:
                     current.retries_left = 0
                 current.save()
             raise
 
     return run
+
+
+def _retry_without_attempt(current: Job, pause_s: int) -> None:
+    """Have a job retried after a pause, without counting this attempt; the usual pauses are kept for the next ones."""
+    current.retries_left = (current.retries_left or 0) + 1
+    current.meta["retry_intervals"], current.retry_intervals = current.retry_intervals, [pause_s]
+
+
+def _age(current: Job) -> timedelta:
+    return datetime.now(timezone.utc) - ensure_utc(current.created_at)

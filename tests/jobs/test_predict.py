@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from ml_backend.core.errors import LabelStudioError, PredictionFailed, QueueUnavailable
+from ml_backend.jobs import container
 from ml_backend.jobs.container import Container, get_container
 from ml_backend.label_studio.client import LabelStudioClient
 from tests.builders import (
@@ -493,7 +495,7 @@ def gate(label_studio: Any) -> Iterator[Gate]:
 def test_label_studio_down_while_delivering(
     site: Make, work: Work, gate: Gate, foreign: Outside, tmp_path: Path
 ) -> None:
-    here = site(label_studio_url=gate.url, media_allowed_hosts="127.0.0.1")
+    here = site(label_studio_url=gate.url, media_allowed_hosts="127.0.0.1", job_attempts=1)
     project = here.project()
     foreign.files["/a.mp4"] = make_clip(tmp_path / "a.mp4").read_bytes()
     task = here.task(project, video=foreign.url + "/a.mp4", **FACTS)
@@ -509,9 +511,11 @@ def test_label_studio_down_while_delivering(
     assert set(here.jobs().values()) == {"scheduled"}
     (answer,) = here.predict(project, task)  # computed, so it can be handed out already
     assert answer["result"]
-    here.hurry()
-    work(here)  # still down
-    assert set(here.jobs().values()) == {"scheduled"}
+    for _ in range(3):  # still down, which costs no attempt
+        here.hurry()
+        work(here)
+        assert set(here.jobs().values()) == {"scheduled"}
+    assert all("Label Studio does not answer" in here.job(job_id).meta["error"] for job_id in here.jobs())
     assert here.predictions(task) == []
     gate.open()
     here.hurry()
@@ -547,15 +551,21 @@ def test_being_stopped_costs_no_attempt_and_leaves_the_pauses_between_them(
         here.hurry()
     gate.shut()
     work(here)
+    gate.open()
+    assert here.job(name).retries_left == before.retries_left, "nor does a server that is away"
+    here.hurry()
+    foreign.answer("/a.mp4", 503)
+    work(here)
     assert here.job(name).retries_left == before.retries_left - 1
     assert here.job(name).retry_intervals == before.retry_intervals
-    gate.open()
+    del foreign.special["/a.mp4"]
     here.hurry()
     work(here)
     assert len(here.predictions(task)) == 1
 
 
-def test_label_studio_down_for_too_long(site: Make, work: Work, gate: Gate) -> None:
+def test_label_studio_down_for_too_long(site: Make, work: Work, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container, "LABEL_STUDIO_PATIENCE", timedelta(0))
     here = site(label_studio_url=gate.url, job_attempts=2)
     project = here.project()
     task = here.task(project, video=here.clip())
