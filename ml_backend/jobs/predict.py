@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from ml_backend.jobs.delivery import deliver, deliver_one, deliver_partial
 from ml_backend.jobs.learn import read_annotations_once
 from ml_backend.jobs.progress import PreviewThrottle, VideoProgress
 from ml_backend.jobs.project_models import ProjectModels
-from ml_backend.jobs.queue import ALL_TASKS
+from ml_backend.jobs.queue import ALL_TASKS, FAILED_PAUSE
 from ml_backend.jobs.task_plan import PlannedVideo, TaskPlan, cached_label_config, plan_for, tracks_key
 from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from ml_backend.tracking.track_record import TrackSet
 
 log = logging.getLogger(__name__)
+
+#: Shortest pause before a task that has failed is prepared again with its whole project.
+WHOLE_PROJECT_PAUSE = timedelta(minutes=10)
 
 
 @job
@@ -50,7 +54,9 @@ def prepare_many(container: Container, project_id: int, task_ids: Sequence[int] 
                 states = container.client.list_task_states(project_id)
                 tasks |= {state.id for state in states if not state.annotations and not state.predictions}
             for task_id in sorted(tasks):
-                container.queue.request_prepare(project_id, task_id)
+                # What has failed is not tried again each time that somebody asks for the whole project.
+                pause = FAILED_PAUSE if task_id in waiting else WHOLE_PROJECT_PAUSE
+                container.queue.request_prepare(project_id, task_id, pause)
         except NotFound:
             log.info("Project %s was deleted; nothing to prepare.", project_id)
         container.storage.settle("prepare", project_id, waiting)

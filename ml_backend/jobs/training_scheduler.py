@@ -13,6 +13,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from ml_backend.core.errors import BackendError
+from ml_backend.jobs.reconcile import reconcile
 from ml_backend.jobs.training_inputs import changed_since
 from ml_backend.labeling.model_version import same_kind
 from ml_backend.training.policy import TrainingState, is_due
@@ -58,6 +59,10 @@ class TrainingScheduler:
                 self.request_due()
         except BackendError as error:
             log.warning("Could not check which trainings are due: %s", error)
+        try:
+            reconcile(self._container)
+        except BackendError as error:
+            log.warning("Could not check which predictions and annotations were missed: %s", error)
         try:
             if self._container.training_queue.acquire_turn("predictions", SWEEP_S):
                 self.remove_superseded_predictions()

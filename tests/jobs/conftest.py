@@ -107,6 +107,7 @@ def site(label_studio: Any, redis_url: str, settings: Callable[..., Settings], t
         defaults = {
             "label_studio_url": label_studio.url,
             "label_studio_api_key": label_studio.token,
+            "backend_url": "http://jobs.example:9090",  # no project of other tests is connected to it
             "redis_url": redis_url,
             "detector": "motion",
             "local_files_root": videos,
