@@ -177,6 +177,10 @@ class ProjectModelStore:
             path = self._artifacts.local_path(version.artifact, version.weights_sha256)
         return ResolvedDetector("yolo", version.detector, path, version.weights_sha256)
 
+    def check_weights(self, version: Version) -> None:
+        """Raise as :meth:`detector_of` does if a version's weights cannot be used; downloads nothing."""
+        self._artifacts.check(version.artifact, version.weights_sha256)
+
     def _row(self, project_id: int) -> _Row:
         query = sa.select(projects).where(projects.c.project_id == project_id)
         with self._storage.guard(), self._storage.engine.connect() as connection:

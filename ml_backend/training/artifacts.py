@@ -127,6 +127,19 @@ class Artifacts:
                 os.utime(path)  # it is used
         return path
 
+    def check(self, name: str, sha256: str) -> None:
+        """Raise as :meth:`fetch` does, but download nothing: that may take minutes, and workers do it."""
+        remote = self._copies and self._local_root is None and not self.local_path(name, sha256).is_file()
+        if not name or not remote:
+            self.fetch(name, sha256)
+        elif not self.exists(name):
+            raise self._gone(name)
+
+    def _gone(self, name: str) -> WeightsError:
+        return WeightsError(
+            f"{name} is not at {self._url}.", "Restore it, or switch to another version with scripts/versions.py."
+        )
+
     def _damaged(self, name: str) -> WeightsError:
         return WeightsError(
             f"{name} at {self._url} is damaged: it is not what was registered.",
@@ -146,9 +159,7 @@ class Artifacts:
         except BackendError:
             raise
         except FileNotFoundError as error:
-            raise WeightsError(
-                f"{name} is not at {self._url}.", "Restore it, or switch to another version with scripts/versions.py."
-            ) from error
+            raise self._gone(name) from error
         except Exception as error:
             raise StorageError(f"{name} could not be fetched from {self._url}: {error}.") from error
 

@@ -187,3 +187,25 @@ def test_weights_that_were_removed_are_named(artifacts: Artifacts) -> None:
     with pytest.raises(WeightsError, match="were removed") as caught:
         artifacts.fetch("", "ab" * 32)
     assert "KEEP_VERSIONS" in caught.value.hint
+
+
+def test_a_check_downloads_nothing(settings: Make, weights: Path, tmp_path: Path) -> None:
+    store = Artifacts(settings(artifacts_url=f"memory://{tmp_path.name}"))
+    sha256 = store.put(weights, "v1.pt")
+    store.check("v1.pt", sha256)
+    assert not store.local_path("v1.pt", sha256).exists()
+    with pytest.raises(WeightsError, match=r"v2\.pt is not at"):
+        store.check("v2.pt", sha256)
+    with pytest.raises(WeightsError, match="were removed"):
+        store.check("", "")
+    store.fetch("v1.pt", sha256).write_bytes(b"rotten")
+    with pytest.raises(WeightsError, match="damaged"):
+        store.check("v1.pt", sha256)
+
+
+def test_a_check_of_a_folder_reads_the_file(settings: Make, weights: Path, tmp_path: Path) -> None:
+    store = Artifacts(settings(artifacts_url=str(tmp_path / "shared")))
+    sha256 = store.put(weights, "v1.pt")
+    store.check("v1.pt", sha256)
+    with pytest.raises(WeightsError, match="damaged"):
+        store.check("v1.pt", "ab" * 32)

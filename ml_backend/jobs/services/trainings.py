@@ -129,7 +129,7 @@ class Trainings:
         """
         version = self._registry.find(project_id, name)
         if version is not None and version.artifact:
-            self._projects.detector_of(version, download=True)  # activating missing weights would stop all work
+            self._projects.check_weights(version)  # activating missing weights would stop all work
         if self._registry.activate(project_id, version, by):
             try:
                 self._queue.request_refresh(project_id)
