@@ -126,7 +126,9 @@ class Settings(BaseSettings):
         "http://localhost:9090",
         description="URL at which Label Studio reaches this service; projects are connected to it.",
     )
-    basic_auth_user: str = Field("", description="With BASIC_AUTH_PASS: credentials for every route but /health.")
+    basic_auth_user: str = Field(
+        "", description="With BASIC_AUTH_PASS: credentials for every route but /health and /ready."
+    )
     basic_auth_pass: SecretStr = Field(SecretStr(""), description="See BASIC_AUTH_USER.")
     allowed_hosts: Names = Field(
         (),

@@ -97,9 +97,9 @@ def require_known_host(app: Flask, settings: Settings) -> None:
 
 
 def require_basic_auth(app: Flask, settings: Settings) -> None:
-    """Answer 401 to requests without the configured credentials, on every route but /health, as label-studio-ml does.
+    """Answer 401 to requests without the configured credentials, on every route but /health and /ready.
 
-    Health checks need no credentials, and their answer holds no secret.
+    As with label-studio-ml, health checks need no credentials. Their answers hold no secret.
     """
     if settings.basic_auth is None:
         return
@@ -107,7 +107,7 @@ def require_basic_auth(app: Flask, settings: Settings) -> None:
 
     @app.before_request
     def check() -> Response | None:
-        if request.path == "/health":
+        if request.path in ("/health", "/ready"):
             return None
         auth = request.authorization
         given = f"{auth.username}:{auth.password}" if auth and auth.type == "basic" else ""

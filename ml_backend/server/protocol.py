@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response, current_app, jsonify, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from ml_backend.core.errors import RequestError
+from ml_backend.core.errors import BackendError, RequestError
 
 if TYPE_CHECKING:
     from ml_backend.server.container import WebContainer
+
+log = logging.getLogger(__name__)
 
 blueprint = Blueprint("protocol", __name__)
 
@@ -49,6 +52,19 @@ def project_id(value: Any) -> int:
 @blueprint.get("/health")
 def health() -> Response:
     return jsonify({"status": "UP", "model_class": MODEL_CLASS})
+
+
+@blueprint.get("/ready")
+def ready() -> tuple[Response, int]:
+    """Return whether requests can be served, for orchestrators: 503 while the database or the queue does not answer."""
+    problems: dict[str, str] = {}
+    for name, ping in (("database", services().storage.ping), ("queue", services().queue.ping)):
+        try:
+            ping()
+        except BackendError as error:
+            log.warning("Not ready: %s", error)
+            problems[name] = f"The {name} does not answer; the log says why."
+    return jsonify({"ready": not problems, "problems": problems}), 503 if problems else 200
 
 
 @blueprint.post("/setup")

@@ -14,6 +14,7 @@ from ml_backend.server.app import create_app
 ROUTES = [
     ("GET", "/"),
     ("GET", "/health/"),
+    ("GET", "/ready/"),
     ("GET", "//health"),
     ("POST", "/setup"),
     ("POST", "/predict"),

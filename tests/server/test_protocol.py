@@ -112,6 +112,17 @@ def without_redis(settings: Callable[..., Settings], tmp_path: Path) -> FlaskCli
 # -- the wire format
 
 
+def test_ready_once_database_and_queue_answer(
+    client: FlaskClient, without_redis: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    response = client.get("/ready")
+    assert (response.status_code, response.get_json()) == (200, {"ready": True, "problems": {}})
+    response = without_redis.get("/ready")
+    assert response.status_code == 503
+    assert set(response.get_json()["problems"]) == {"queue"}
+    assert "queue does not answer" in caplog.text
+
+
 @pytest.mark.parametrize("route", ["/", "/health"])
 def test_health(client: FlaskClient, route: str) -> None:
     answer = client.get(route)
