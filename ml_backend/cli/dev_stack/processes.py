@@ -30,6 +30,12 @@ from ml_backend.jobs.queue import JobQueue
 SOCKET_PATH_MAX = 100
 LS_VENV = ROOT / ".venv-label-studio"
 DATABASE = "label_studio.sqlite3"
+#: The script ``label-studio``, whose server writes head and body of a response in two packets: Nagle's algorithm would
+#: hold the second back until the client acknowledges the first, which it does after 40 ms.
+_RUN_LABEL_STUDIO = (
+    "import socketserver, sys; socketserver.StreamRequestHandler.disable_nagle_algorithm = True; "
+    "from label_studio.server import main; sys.exit(main())"
+)
 #: For set-proc-title, and RQ's streams and blocking moves.
 REDIS_MIN_VERSION = (6, 2)
 
@@ -264,8 +270,7 @@ class LabelStudioServer(ManagedProcess):
 
     def command(self) -> Sequence[str]:
         return [
-            # Run by Python explicitly: the script's shebang is wrong after the project folder was moved.
-            *(str(LS_VENV / "bin" / "python"), str(LS_VENV / "bin" / "label-studio"), "start", "--no-browser"),
+            *(str(LS_VENV / "bin" / "python"), "-c", _RUN_LABEL_STUDIO, "start", "--no-browser"),
             *("--internal-host", "127.0.0.1", "--port", str(self.port)),
         ]
 
