@@ -89,6 +89,11 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         except RedisConnectionError as error:  # the next dequeue waits for Redis
             log.debug("Could not check whether workers are suspended: %s", error)
 
+    def unsubscribe(self) -> None:
+        if self.pubsub_thread:
+            self.pubsub_thread.stop()  # before its last message, else it may wait for another, and we a second for it
+        super().unsubscribe()
+
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return self.lease_s
 
