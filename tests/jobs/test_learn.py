@@ -111,6 +111,7 @@ def teach(here: Site, project: int, task: int, **labels: str) -> Any:
 def test_a_label_of_one_video_appears_on_the_right_track_of_another(
     two: tuple[Site, int, int, int], work: Work
 ) -> None:
+    """Whoever has the other video's task open meanwhile can submit it."""
     here, project, first, second = two
     before = prediction(here, second)
     assert before.model_version.endswith(".yolo_dinov2.base")
@@ -134,19 +135,9 @@ def test_a_label_of_one_video_appears_on_the_right_track_of_another(
     assert rows["top"]["score"] == min(meta["label_score"], meta["detector_score"])
     assert "vehicle" in meta["text"]
     assert here.queue.failed_jobs() == []
-
-
-def test_task_that_is_open_while_its_prediction_is_renewed_can_be_submitted(
-    two: tuple[Site, int, int, int], work: Work
-) -> None:
-    """Label Studio refuses an annotation that was begun from a prediction which is gone."""
-    here, project, first, second = two
-    opened = prediction(here, second)
-    teach(here, project, first, top="walker", bottom="vehicle")
-    work(here)
-    assert prediction(here, second).model_version != opened.model_version
+    # Label Studio would refuse an annotation that was begun from a prediction which is gone.
     address = f"{here.settings.label_studio_url}/api/tasks/{second}/annotations/"
-    body = {"result": opened.result, "parent_prediction": opened.id}
+    body = {"result": before.result, "parent_prediction": before.id}
     answer = httpx.post(address, json=body, headers=here.client.auth_headers())
     assert answer.status_code == 201, answer.text[:500]
 
@@ -220,30 +211,21 @@ def test_which_annotation_counts(two: tuple[Site, int, int, int], work: Work) ->
     assert set(counts(here, project)) == {"", "walker"}
 
 
-def test_tracks_that_were_left_out_are_background(two: tuple[Site, int, int, int], work: Work) -> None:
+def test_what_is_background(two: tuple[Site, int, int, int], work: Work) -> None:
+    """Tracks that were deleted from the prediction, but not those whose label was renamed since."""
     here, project, first, _ = two
-    teach(here, project, first, bottom="vehicle")
-    work(here)
-    assert counts(here, project) == {"": 1, "vehicle": 1}
-
-
-def test_tracks_that_were_all_deleted_are_background(two: tuple[Site, int, int, int], work: Work) -> None:
-    """The annotation is as empty as one of somebody who has only been here, but it was begun from a prediction."""
-    here, project, first, _ = two
+    # As empty as an annotation of somebody who has only been here, but it was begun from a prediction.
     here.client.create_annotation(first, [], prediction(here, first).id)
     here.queue.request_learning(project, [first])
     work(here)
     assert counts(here, project) == {"": 2}
-    assert here.queue.failed_jobs() == []
-
-
-def test_objects_whose_label_was_renamed_are_neither_examples_nor_background(
-    two: tuple[Site, int, int, int], work: Work
-) -> None:
-    here, project, first, _ = two
+    teach(here, project, first, bottom="vehicle")
+    work(here)
+    assert counts(here, project) == {"": 1, "vehicle": 1}
     teach(here, project, first, top="old name", bottom="vehicle")
     work(here)
     assert counts(here, project) == {"vehicle": 1}
+    assert here.queue.failed_jobs() == []
 
 
 def test_annotations_from_before_are_read_once(two: tuple[Site, int, int, int], work: Work) -> None:
@@ -332,23 +314,23 @@ def test_label_that_left_the_config(two: tuple[Site, int, int, int], work: Work)
     assert counts(here, project) == {"vehicle": 1, "walker": 1}
 
 
-@pytest.mark.parametrize(
-    "sequence",
-    [
-        [],
-        [{"frame": 1, "enabled": True, "x": 150, "y": 10, "width": 20, "height": 20, "rotation": 0, "time": 0}],
-        [{"frame": 5, "enabled": True, "x": 10, "y": 10, "width": 0, "height": 0, "rotation": 0, "time": 0}],
-        [{"frame": 9000, "enabled": True, "x": 10, "y": 10, "width": 20, "height": 20, "rotation": 0, "time": 0}],
-    ],
-    ids=["no keyframes", "outside the frame", "no area", "after the end"],
-)
-def test_regions_that_teach_nothing(
-    two: tuple[Site, int, int, int], work: Work, sequence: list[dict[str, Any]]
-) -> None:
+def test_what_teaches_nothing(two: tuple[Site, int, int, int], work: Work) -> None:
     here, project, first, _ = two
+    # Neither labels nor background: an empty annotation may only say that somebody has been here.
+    here.annotate(first)
+    here.queue.request_learning(project, [first])
+    work(here)
+    assert counts(here, project) == {}
     region = prediction(here, first).result[0]
-    value = {**region["value"], "labels": ["walker"], "sequence": sequence}
-    here.sdk.annotations.create(id=first, result=[{**region, "value": value}])
+    box = {"enabled": True, "x": 10, "y": 10, "width": 20, "height": 20, "rotation": 0, "time": 0}
+    sequences: dict[str, list[dict[str, Any]]] = {
+        "no keyframes": [],
+        "outside the frame": [{**box, "frame": 1, "x": 150}],
+        "no area": [{**box, "frame": 5, "width": 0, "height": 0}],
+        "after the end": [{**box, "frame": 9000}],
+    }
+    values = {name: {**region["value"], "labels": ["walker"], "sequence": keys} for name, keys in sequences.items()}
+    here.sdk.annotations.create(id=first, result=[{**region, "id": name, "value": v} for name, v in values.items()])
     here.queue.request_learning(project, [first])
     work(here)
     assert set(counts(here, project)) <= {""}
@@ -494,16 +476,6 @@ def test_another_embedder_looks_at_all_annotations_anew(
     assert prediction(there, second).model_version == there.prediction_service.version(project)
     assert counts(here, project) == {"vehicle": 1, "walker": 1}  # the first model's are there still
     assert here.queue.counters()["videos"] == 2
-
-
-def test_annotation_without_regions_teaches_nothing(two: tuple[Site, int, int, int], work: Work) -> None:
-    """Neither labels nor background: an empty annotation may only say that somebody has been here."""
-    here, project, first, _ = two
-    here.annotate(first)
-    here.queue.request_learning(project, [first])
-    work(here)
-    assert counts(here, project) == {}
-    assert here.queue.failed_jobs() == []
 
 
 def test_names_give_labels_without_any_example(two: tuple[Site, int, int, int], work: Work, tmp_path: Path) -> None:
