@@ -27,11 +27,19 @@ from ml_backend.label_studio.client import LabelStudioClient, create_token
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
+# Tests run in several processes: PyTorch's threads would only wait for each other. Read when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples in every run, however slow the machine; a failure says how to repeat it.
 hypothesis_settings.register_profile("tests", deadline=None, derandomize=True, print_blob=True)
 hypothesis_settings.load_profile("tests")
 
-
+#: Files that take longest, which are begun first: else one of them would go on alone at the end of a run.
+LONGEST = (
+    *("jobs/test_train_faults.py", "cli/dev_stack/test_smoke.py", "jobs/test_train.py", "jobs/test_learn.py"),
+    *("server/test_dashboard_browser.py", "detectors/test_int8.py", "detectors/test_engines.py", "jobs/test_worker.py"),
+    *("jobs/test_predict.py", "jobs/test_chunks.py", "jobs/test_api_jobs.py", "rendering/test_render_script.py"),
+)
 #: Fixtures that start a server or a browser, or need weights or a video that are not part of the project.
 NOT_QUICK = {"redis_server", "label_studio", "make_stack", "chromium", "shared_data", "people_video", "yolo_weights"}
 
@@ -41,7 +49,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--quick``, leave out what needs a server, a browser or real weights, and what is marked as slow."""
+    """Begin with the longest files.
+
+    With ``--quick``, leave out what needs a server, a browser or real weights, and what is marked as slow.
+    """
+    place = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
     if not config.getoption("--quick"):
         return
     marks = ("slow", "stack", "browser")
