@@ -157,7 +157,9 @@ class Settings(BaseSettings):
     media_cache_gb: float = Field(20.0, gt=0, description="Downloaded videos kept, most recently used first.")
     media_max_gb: float = Field(50.0, gt=0, description="Largest single download.")
     media_allowed_hosts: Names = Field(
-        (), description="Comma-separated hosts, besides Label Studio's, from which http(s) videos may be fetched."
+        (),
+        description="Comma-separated hosts, besides Label Studio's, from which http(s) videos may be fetched: "
+        "`host` at the usual port, `host:8443`, or `host:*` for any port.",
     )
     local_files_root: Folder | None = Field(
         None,

@@ -156,7 +156,7 @@ class AnnotationReader:
         folder = VideoFolder.of(videos, video_map, video_map or Path()) if videos or video_map else None
         store = MediaStore(settings, client, should_stop)
         tasks = _spool(lambda: client.list_full_tasks(project_id))
-        return cls(tasks, store.open, config, folder=folder, url=client.url, **options)
+        return cls(tasks, store.opener(project_id), config, folder=folder, url=client.url, **options)
 
     def task_videos(self) -> Iterator[TaskVideo]:
         """Yield everything to export, task by task; video files are not opened."""
@@ -291,4 +291,7 @@ class _NoServer:
     url = ""
 
     def auth_headers(self) -> dict[str, str]:
+        raise ConfigError("No Label Studio is configured.")
+
+    def local_files_folders(self, project_id: int) -> list[str]:
         raise ConfigError("No Label Studio is configured.")

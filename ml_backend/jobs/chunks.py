@@ -130,7 +130,7 @@ def help_detect(container: Container, project_id: int, task_id: int, index: int,
     if index >= len(plan.videos):
         return
     video, settings, stopper = plan.videos[index], container.settings, container.stopper()
-    with container.media.open(video.uri, task_id) as path:
+    with container.media.open(video.uri, task_id, project_id) as path:
         info = probe(path)
         chunks = chunks_of(path, info, detection_stride(settings, models.detector, info), settings)
         if chunks_key(project_id, video.uri, models.base, info, chunks) != key:

@@ -149,7 +149,7 @@ class Container:
 
     @property
     def media(self) -> MediaStore:
-        return MediaStore(self.settings, self.client, self.stop.is_set, self.unreachable)
+        return MediaStore(self.settings, self.client, self.stopper(), self.unreachable)
 
     def count(self, name: str, amount: float = 1) -> None:
         """Add to a counter; without Redis nothing is counted, since no job should fail for it."""

@@ -118,7 +118,7 @@ def _redraw(
     from ml_backend.video.probe import probe
 
     deadline = time.monotonic() + max(_FAIR_S, ANSWER_S / (1 + container.queue.queues[INTERACTIVE].count))
-    with container.media.open(video["uri"], task_id) as path:
+    with container.media.open(video["uri"], task_id, project_id) as path:
         info, timeline = probe(path), video_timeline(path, video["frame_rate"])
         follower = Follower(
             ReducedFrames(path, info),
@@ -135,14 +135,14 @@ def _redraw(
 
 
 @job
-def warm(container: Container, task_id: int, video: Mapping[str, Any]) -> None:
+def warm(container: Container, project_id: int, task_id: int, video: Mapping[str, Any]) -> None:
     """Decode the first seconds of a video, since somebody has opened its task; nothing if it must be downloaded."""
     from ml_backend.inference.reduced_frames import BLOCK, ReducedFrames
     from ml_backend.video.probe import probe
 
     if container.media.local_path(video["uri"]) is None:
         return  # a download would delay the drawn boxes of other tasks
-    with container.media.open(video["uri"], task_id) as path:
+    with container.media.open(video["uri"], task_id, project_id) as path:
         info = probe(path)
         frames = ReducedFrames(path, info)
         for index in range(0, min(info.frames, round(WARM_S * info.fps)), BLOCK):

@@ -91,7 +91,7 @@ class JobContext:
         """
         config = parse_label_config(self.label_config(project_id))
         task = self.container.client.get_full_task(task_id, project_id)
-        return AnnotationReader(lambda: iter([task]), self._store().open, config, predictions=predictions)
+        return AnnotationReader(lambda: iter([task]), self._store().opener(project_id), config, predictions=predictions)
 
     @contextmanager
     def video(self, project_id: int, task_id: int) -> Iterator[tuple[Path, str]]:
@@ -108,7 +108,7 @@ class JobContext:
             raise ConfigError(
                 f'Task {task_id} has no field "{control.value_key}" with a video.', "Choose another task."
             )
-        with self._store().open(uri, task_id) as path:
+        with self._store().open(uri, task_id, project_id) as path:
             yield path, video_name(uri)
 
     def _store(self) -> MediaStore:

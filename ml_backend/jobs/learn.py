@@ -142,7 +142,7 @@ def _check_unread_videos(container: Container, project_id: int) -> None:
         try:
             task = container.client.get_task(int(task_id))
             for video in _annotated_videos(container, task):
-                with container.media.open(video.uri, task.id):
+                with container.media.open(video.uri, task.id, task.project_id):
                     back.add(task_id)
         except Interrupted:
             raise
@@ -249,7 +249,7 @@ def _exemplars(
         if not emptied and not any(region.get("to_name") == video.control.to_name for region in annotation.result):
             continue
         key = video_key(video.uri)
-        with container.media.open(video.uri, task.id) as path:
+        with container.media.open(video.uri, task.id, task.project_id) as path:
             info, timeline = probe(path), video_timeline(path, video.frame_rate)
             objects = annotated_objects(
                 annotation.result, video.control, timeline, info.width, info.height, CROPS_PER_TRACK

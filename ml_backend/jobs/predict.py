@@ -101,7 +101,7 @@ def _with_video_facts(container: Container, task: Task, label_config: str) -> Ta
     facts: dict[str, Any] = {}
     rates: dict[str, Any] = {}
     for index, video in enumerate(videos):
-        with container.media.open(video.uri, task.id) as path:
+        with container.media.open(video.uri, task.id, task.project_id) as path:
             probed = video_facts(path)
         if index == 0:
             facts.update(probed)  # the common fields describe the first video
@@ -248,7 +248,7 @@ def _label_tracks(
         video.control,
         classifier,
         container.projects.patterns.crop_embeddings(video_key(video.uri)),
-        lambda: container.media.open(video.uri, plan.task_id),
+        lambda: container.media.open(video.uri, plan.task_id, plan.project_id),
         container.stopper(),
         trained=models.trained is not None,
         trained_classes=_detectable_classes(models, classifier),
@@ -291,7 +291,7 @@ def _tracks(
         ChunkedDetection(container, plan, models, index, lambda: store.get_tracks(key) is not None) if keep else None
     )
     try:
-        with container.media.open(video.uri, plan.task_id) as path:
+        with container.media.open(video.uri, plan.task_id, plan.project_id) as path:
             tracks = detect_tracks(
                 path,
                 video.frame_rate,

@@ -340,11 +340,16 @@ class JobQueue:
         """Return whether a worker serves the queue ``interactive``."""
         return any(INTERACTIVE in worker.queues for worker in self.workers())
 
-    def request_warm(self, task_id: int, uri: str) -> None:
+    def request_warm(self, project_id: int, task_id: int, uri: str) -> None:
         """Request that a video is ready for drawn boxes, since its task was opened."""
         if self._follows():
             self.request(
-                INTERACTIVE, "warm", [task_id, {"uri": uri}], f"warm-{task_id}", "draw", pause=timedelta(minutes=1)
+                INTERACTIVE,
+                "warm",
+                [project_id, task_id, {"uri": uri}],
+                f"warm-{task_id}",
+                "draw",
+                pause=timedelta(minutes=1),
             )
 
     def _move_up(self, job: Job, queue: str, *, now: bool) -> None:

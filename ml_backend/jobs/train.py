@@ -41,7 +41,7 @@ from ml_backend.jobs.training_inputs import training_settings_digest
 from ml_backend.jobs.training_queue import unread_before
 from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.label_config import classes_for, parse_label_config
-from ml_backend.label_studio.media import canonical_uri
+from ml_backend.label_studio.media import MediaStore, canonical_uri
 from ml_backend.labeling.model_version import BASE
 from ml_backend.training.checkpoints import keep_checkpoints, kept_checkpoint, restore_checkpoints
 from ml_backend.training.comparison import CLIPS, VIDEOS
@@ -606,7 +606,7 @@ class TrainingRun:
             videos: dict[str, str] = {}
             for video in held_out_videos:
                 try:
-                    opened = self._container.media.open(video["uri"], video["task_id"])
+                    opened = self._media().open(video["uri"], video["task_id"], self._project)
                     videos[video["name"]] = str(stack.enter_context(opened))
                 except (MediaError, VideoError) as error:
                     if error.retryable:
@@ -626,6 +626,11 @@ class TrainingRun:
                 "clips": str(folder / "clips"),
             }
             return self._run_child(plan, folder, self._on_progress)
+
+    def _media(self) -> MediaStore:
+        return MediaStore(
+            self._settings, self._container.client, self._watcher.should_stop, self._container.unreachable
+        )
 
     def _open_others(self, label_config: str, stack: ExitStack) -> list[dict[str, Any]]:
         """Open some videos that nobody has annotated, always the same ones; return their tasks and paths."""
@@ -648,7 +653,7 @@ class TrainingRun:
             if len(others) == VIDEOS:
                 break
             try:
-                path = stack.enter_context(self._container.media.open(uri, tasks[uri]))
+                path = stack.enter_context(self._media().open(uri, tasks[uri], self._project))
             except (MediaError, VideoError) as error:
                 if error.retryable and _retries_left():
                     raise

@@ -390,15 +390,19 @@ class LabelStudioClient:
                 raise LabelStudioError(f"Label Studio received {path.name} but created no upload.")
             return "/data/" + quote(str(self.sdk.files.get(ids[0]).file).lstrip("/"))
 
+    def local_files_folders(self, project_id: int) -> list[str]:
+        """Return the folders of a project's local files storages, as Label Studio sees them."""
+        with self._errors(f"list the local files storages of project {project_id}"):
+            return [str(item.path) for item in self.sdk.import_storage.local.list(project=project_id) if item.path]
+
     def ensure_local_files_storage(self, project_id: int, folder: Path) -> None:
         """Allow Label Studio to serve a folder (below its LOCAL_FILES_DOCUMENT_ROOT) for a project's tasks.
 
         The storage is not synchronised, so it creates no tasks.
         """
+        if any(folder.is_relative_to(served) for served in self.local_files_folders(project_id)):
+            return
         with self._errors(f"serve {folder} for project {project_id}"):
-            for storage in self.sdk.import_storage.local.list(project=project_id):
-                if storage.path and folder.is_relative_to(storage.path):
-                    return
             self.sdk.import_storage.local.create(
                 project=project_id, path=str(folder), title=folder.name, use_blob_urls=True
             )

@@ -1,4 +1,8 @@
-"""Resolve a task's video to a local file: in place if visible, else by a resumable, cached download."""
+"""Resolve a task's video to a local file: in place if visible, else by a resumable, cached download.
+
+A task's data is written by people who may see less than the token of this service: of Label Studio's own addresses,
+only uploads and local files of the task's project are opened.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Protocol
@@ -31,6 +37,10 @@ CLOUD_SCHEMES = frozenset({"s3", "gs", "azure-blob", "azure_spi", "dbfs", "gcs"}
 ATTEMPTS = 4
 #: Seconds without a byte before a retry; storages that fetch from an archive take a while.
 TIMEOUT_S = 30.0
+#: Slowest accepted download in bytes per second, averaged over :data:`TIMEOUT_S`: a slower one holds a worker for days.
+MIN_RATE = 16 << 10
+#: Seconds between calls of ``should_stop`` while a server or another process is waited for.
+POLL_S = 0.5
 #: Bytes between checks of free disk space: others write too, and the size of a download may be unknown.
 CHECK_BYTES = 64 << 20
 #: Disk space that downloads leave free for databases and logs.
@@ -38,6 +48,10 @@ SPARE_BYTES = 256 << 20
 #: No space on the device, quota exceeded, file too large.
 _FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OWN_SUFFIXES = (".lock", ".json", ".part")
+#: In no path that Label Studio makes; some systems take a backslash for a slash.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
+#: Label Studio's addresses of uploads and local files.
+_UPLOADS, _LOCAL_FILES = "/data/upload/", "/data/local-files"
 
 
 class Authenticated(Protocol):
@@ -46,6 +60,8 @@ class Authenticated(Protocol):
     url: str
 
     def auth_headers(self) -> dict[str, str]: ...
+
+    def local_files_folders(self, project_id: int) -> Sequence[str]: ...
 
 
 def canonical_uri(uri: str, label_studio_url: str = "") -> str:
@@ -58,9 +74,10 @@ def canonical_uri(uri: str, label_studio_url: str = "") -> str:
         MediaError: the address is malformed.
     """
     uri = uri.strip()
-    if label_studio_url and uri.startswith(label_studio_url.rstrip("/") + "/"):
-        uri = uri[len(label_studio_url.rstrip("/")) :]
     parts = _split(uri)
+    if label_studio_url and parts.path.startswith("/") and _same_host(uri, label_studio_url):
+        uri = parts.path + (f"?{parts.query}" if parts.query else "")
+        parts = _split(uri)
     if not parts.scheme and parts.path.rstrip("/").rsplit("/", 1)[-1] in ("resolve", "presign"):
         encoded = parse_qs(parts.query).get("fileuri", [""])[0]
         try:
@@ -120,12 +137,13 @@ class MediaStore:
         self._cache = MediaCache(self.folder, int(settings.media_cache_gb * (1 << 30)))
 
     @contextlib.contextmanager
-    def open(self, uri: str, task_id: int) -> Iterator[Path]:
+    def open(self, uri: str, task_id: int, project_id: int) -> Iterator[Path]:
         """Yield a local path of the media; the file exists while the context is open.
 
         Args:
             uri: value of the task's video field.
             task_id: used to resolve cloud URIs.
+            project_id: of the task; uploads and local files of other projects are refused.
 
         Raises:
             MediaError: not allowed, refused (401, 403), not found (404), too large.
@@ -136,11 +154,15 @@ class MediaStore:
         if not isinstance(uri, str) or not uri.strip():
             raise MediaError("The task's video field is empty.", "Set it to a URL or an upload.")
         uri = canonical_uri(uri, self._client.url)
+        if file := _OwnFile.parse(uri):
+            self._check_project(file, project_id)
+            uri = file.uri
         if local := self.local_path(uri):
             yield local
             return
         source = self._source(uri, task_id)
-        target = self._target(uri)
+        # Label Studio decides by project who may read a storage, so that a copy is the project's own.
+        target = self._target(f"{project_id} {uri}" if urlsplit(uri).scheme in CLOUD_SCHEMES else uri)
         lock = target.with_suffix(".lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +172,7 @@ class MediaStore:
             ) from error
         for _ in range(3):
             # A shared lock: others may read the file for hours, and the cache does not evict it.
-            with locked(lock, exclusive=False):
+            with locked(lock, exclusive=False, while_waiting=self._check_stop):
                 if target.is_file():
                     os.utime(target)
                     try:
@@ -159,7 +181,7 @@ class MediaStore:
                         target.unlink(missing_ok=True)  # download it again once it is repaired
                         raise
                     return
-            with locked(lock, exclusive=True):
+            with locked(lock, exclusive=True, while_waiting=self._check_stop):
                 if not target.is_file():
                     self._download(source, target)
         # Evicted each time between the two locks.
@@ -167,17 +189,37 @@ class MediaStore:
             f"{public_uri(uri)} was evicted from the cache while it was opened.", "Raise MEDIA_CACHE_GB."
         )
 
+    def opener(self, project_id: int) -> Callable[[str, int], contextlib.AbstractContextManager[Path]]:
+        """Return :meth:`open` for the tasks of a project."""
+        return lambda uri, task_id: self.open(uri, task_id, project_id)
+
     def local_path(self, uri: str) -> Path | None:
         """Return the file itself if it is below ``UPLOADS_ROOT`` or ``LOCAL_FILES_ROOT``; else ``None``."""
-        parts = urlsplit(uri)
-        if parts.scheme or parts.netloc:
+        file = _OwnFile.parse(uri)
+        if file is None:
             return None
-        settings = self._settings
-        if parts.path.startswith("/data/upload/") and settings.uploads_root:
-            return _inside(settings.uploads_root / "upload", unquote(parts.path[len("/data/upload/") :]))
-        if parts.path.rstrip("/") == "/data/local-files" and settings.local_files_root:
-            return _inside(settings.local_files_root, parse_qs(parts.query).get("d", [""])[0])
-        return None
+        uploads = self._settings.uploads_root
+        root = self._settings.local_files_root if file.is_local else uploads and uploads / "upload"
+        return _inside(root, file.path) if root else None
+
+    def _check_project(self, file: _OwnFile, project_id: int) -> None:
+        if not file.is_local:
+            owner = file.path.parts[0]
+            if owner != str(project_id) or len(file.path.parts) < 2:
+                raise MediaError(
+                    f"The video {file.uri} is no upload of its task's project {project_id}.",
+                    "Upload it to that project and correct the task.",
+                )
+            return
+        root = self._settings.local_files_root
+        if not any(
+            _is_served(file.path.parent, PurePosixPath(folder), root)
+            for folder in self._client.local_files_folders(project_id)
+        ):
+            raise MediaRefused(
+                f"The video {file.uri} is in no local files storage of its task's project {project_id}.",
+                "Add its folder there (Settings → Cloud Storage → Local files), or use import_videos.py --local-files.",
+            )
 
     def _source(self, uri: str, task_id: int) -> _Source:
         parts = urlsplit(uri)
@@ -189,19 +231,28 @@ class MediaStore:
         if parts.scheme in ("http", "https"):
             self._check_host(uri)
             return _Source(uri, _same_host(uri, base))
-        if not parts.scheme and parts.path.startswith("/data/"):
+        if _OwnFile.parse(uri):
             return _Source(base + uri, True)
         raise MediaError(
-            f"The video address {public_uri(uri)[:200]!r} has a scheme that is not supported.",
+            f"The video address {public_uri(uri)[:200]!r} is of a kind that is not supported.",
             "Use an upload, a local-files or cloud storage of Label Studio, or an http(s) URL.",
         )
 
     def _check_host(self, url: str) -> None:
-        host = (urlsplit(url).hostname or "").lower()
-        if not _same_host(url, self._client.url) and host not in self._settings.media_allowed_hosts:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").lower()
+        host = f"[{host}]" if ":" in host else host
+        usual = parts.port in (None, {"http": 80, "https": 443}.get(parts.scheme))
+        server = host if usual else f"{host}:{parts.port}"
+        if not {server, f"{host}:*"} & set(self._settings.media_allowed_hosts):
             raise MediaRefused(
-                f"Videos are not fetched from the host {host!r}.", "Add it to MEDIA_ALLOWED_HOSTS if you trust it."
+                f"Videos are not fetched from the host {server!r}.",
+                f"Add {server} to MEDIA_ALLOWED_HOSTS if you trust it.",
             )
+
+    def _check_stop(self) -> None:
+        if self._should_stop():
+            raise Interrupted("Stopped while waiting for a video.", "Run it again: downloads resume where they were.")
 
     def _target(self, uri: str) -> Path:
         suffix = PurePosixPath(urlsplit(uri).path).suffix
@@ -222,19 +273,42 @@ class MediaStore:
         meta = target.with_name(target.name + ".part.json")
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                self._stream(source, part, meta)
+                self._stream_unless_stopped(source, part, meta)
                 break
             except MediaUnavailable as error:
                 if attempt == ATTEMPTS:
                     if _is_unreachable(error.__cause__, source.url):
                         self._unreachable.add(server)
                     raise
+                self._check_stop()
                 time.sleep(0.2 * 2**attempt)  # the next attempt resumes the download
         part.replace(target)
         meta.unlink(missing_ok=True)
         self._cache.trim(keep=target)
 
-    def _stream(self, source: _Source, part: Path, meta: Path) -> None:
+    def _stream_unless_stopped(self, source: _Source, part: Path, meta: Path) -> None:
+        """Stream in a thread, and leave it to its timeout when asked to stop: a server may be silent for long."""
+        transfer = _Transfer()
+
+        def stream() -> None:
+            try:
+                self._stream(source, part, meta, transfer)
+            except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
+                transfer.error = error
+
+        thread = threading.Thread(target=stream, name="download", daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(POLL_S)
+                if thread.is_alive():
+                    self._check_stop()
+        finally:
+            transfer.abandon()
+        if transfer.error:
+            raise transfer.error
+
+    def _stream(self, source: _Source, part: Path, meta: Path, transfer: _Transfer) -> None:
         import httpx
 
         validator = _read_validator(meta)
@@ -246,10 +320,15 @@ class MediaStore:
             headers |= self._client.auth_headers()  # httpx drops it on redirects to other hosts
 
         def check(request: httpx.Request) -> None:
-            if _split(str(request.url)).scheme not in ("http", "https"):
+            url = str(request.url)
+            if _split(url).scheme not in ("http", "https"):
                 raise httpx.UnsupportedProtocol(request.url.scheme)
-            if not source.any_host_after_redirect:
-                self._check_host(str(request.url))
+            if _same_host(url, self._client.url):
+                # A redirect must not lead to another of Label Studio's addresses.
+                if _path(url) != _path(source.url) or not source.send_auth:
+                    raise MediaError(f"{_server(source.url)} redirects into Label Studio, which is not followed.")
+            elif not source.any_host_after_redirect:
+                self._check_host(url)
 
         try:
             with (
@@ -257,10 +336,11 @@ class MediaStore:
                 contextlib.closing(_follow(http, http.build_request("GET", source.url, headers=headers))) as response,
             ):
                 if response.status_code == 416 or not _resumes_at(response, done):
-                    meta.unlink(missing_ok=True)  # the next attempt starts over
+                    with transfer.writing():
+                        meta.unlink(missing_ok=True)  # the next attempt starts over
                     raise MediaUnavailable(f"{_server(source.url)} does not resume the download.")
                 self._check_status(response)
-                self._receive(response, part, meta, done if response.status_code == 206 else 0)
+                self._receive(response, part, meta, done if response.status_code == 206 else 0, transfer)
         except (httpx.TooManyRedirects, httpx.UnsupportedProtocol) as error:
             raise MediaError("The video's address redirects in circles or to something that is not http.") from error
         except (httpx.InvalidURL, UnicodeError) as error:
@@ -287,7 +367,7 @@ class MediaStore:
             raise MediaUnavailable(f"{name} fails ({status}).", "See that server's log.")
         raise MediaError(f"{name} responds with status {status}.")
 
-    def _receive(self, response: httpx.Response, part: Path, meta: Path, done: int) -> None:
+    def _receive(self, response: httpx.Response, part: Path, meta: Path, done: int, transfer: _Transfer) -> None:
         limit = int(self._settings.media_max_gb * (1 << 30))
         length = int(response.headers.get("content-length") or 0)
         expected = done + length if length else 0
@@ -299,43 +379,137 @@ class MediaStore:
                 "Check the address and the token: it may be a login page.",
             )
         try:
-            if not done:
-                part.unlink(missing_ok=True)  # starting over: free its space
-            self._cache.make_room(length or CHECK_BYTES, keep=part)
-            # If-Range requires a strong validator.
-            etag = response.headers.get("etag", "")
-            validator = etag if etag and not etag.startswith("W/") else response.headers.get("last-modified", "")
-            if validator:
-                meta.write_text(json.dumps({"validator": validator}))
-            else:
-                meta.unlink(missing_ok=True)
-            checked = done
+            with transfer.writing():
+                if not done:
+                    part.unlink(missing_ok=True)  # starting over: free its space
+                self._cache.make_room(length or CHECK_BYTES, keep=part)
+                # If-Range requires a strong validator.
+                etag = response.headers.get("etag", "")
+                validator = etag if etag and not etag.startswith("W/") else response.headers.get("last-modified", "")
+                if validator:
+                    meta.write_text(json.dumps({"validator": validator}))
+                else:
+                    meta.unlink(missing_ok=True)
+            checked = timed = done
+            started = time.monotonic()
             with part.open("ab" if done else "wb") as file:
                 for chunk in response.iter_raw():
                     done += len(chunk)
                     if done > limit:
-                        _discard(part, meta)
                         raise self._too_large()
-                    file.write(chunk)
-                    if self._should_stop():
-                        raise Interrupted(
-                            f"Stopped after {done} bytes.", "Run it again: the download resumes from there."
-                        )
+                    with transfer.writing():
+                        file.write(chunk)
+                        file.flush()
+                    if (waited := time.monotonic() - started) >= TIMEOUT_S:
+                        if done - timed < MIN_RATE * waited:
+                            raise MediaUnavailable(
+                                f"{_server(str(response.url))} sends less than {MIN_RATE >> 10} KiB/s.",
+                                "See what slows it down; the next attempt resumes the download.",
+                            )
+                        timed, started = done, time.monotonic()
                     if done - checked >= CHECK_BYTES and done != expected:
                         checked = done
                         self._cache.make_room(min(CHECK_BYTES, expected - done) if expected else CHECK_BYTES, keep=part)
-        except StorageError:
-            _discard(part, meta)  # an incomplete file must not use up the disk
+        except (StorageError, MediaRefused):
+            with transfer.writing():
+                _discard(part, meta)  # an incomplete file must not use up the disk
             raise
         except OSError as error:
             if error.errno in _FULL_ERRNOS:
-                _discard(part, meta)
+                with transfer.writing():
+                    _discard(part, meta)
             raise StorageError(f"{part} cannot be written: {error.strerror}.", "Free some disk space.") from error
         if expected and done != expected:
             raise MediaUnavailable(f"The download stopped at {done} of {expected} bytes.")
 
     def _too_large(self) -> MediaError:
         return MediaRefused(f"The video is larger than {self._settings.media_max_gb} GB.", "Raise MEDIA_MAX_GB.")
+
+
+class _Abandoned(Exception):
+    """Nobody waits for the download any more."""
+
+
+class _Transfer:
+    """What a download's thread and the one that waits for it share.
+
+    Attributes:
+        error: with which the download failed.
+    """
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._abandoned = False
+
+    def abandon(self) -> None:
+        """End the download at its next byte. From now on it writes nothing: another may write the same file."""
+        with self._lock:
+            self._abandoned = True
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Permit changes to files during the block.
+
+        Raises:
+            _Abandoned: nobody waits for them any more.
+        """
+        with self._lock:
+            if self._abandoned:
+                raise _Abandoned
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnFile:
+    """An upload or a local file of Label Studio.
+
+    Attributes:
+        is_local: of a local files storage.
+        path: below the folder of all uploads, or below LOCAL_FILES_DOCUMENT_ROOT.
+    """
+
+    is_local: bool
+    path: PurePosixPath
+
+    @classmethod
+    def parse(cls, uri: str) -> _OwnFile | None:
+        """Parse an address without a host; ``None`` if it is no upload or local file.
+
+        Raises:
+            MediaError: it is not in normal form: ``/data/../api/`` would be another of Label Studio's addresses.
+        """
+        parts = _split(uri)
+        if parts.scheme or parts.netloc:
+            return None
+        if parts.path.startswith(_UPLOADS):
+            is_local, path = False, unquote(parts.path[len(_UPLOADS) :])
+        elif parts.path.rstrip("/") == _LOCAL_FILES:
+            is_local, path = True, parse_qs(parts.query).get("d", [""])[-1].lstrip("/")
+        else:
+            return None
+        if any(name in ("", ".", "..") for name in path.split("/")) or _UNSAFE.search(path):
+            raise MediaError(f"The video address {uri[:200]!r} is no file of Label Studio.", "Correct it in the task.")
+        return cls(is_local, PurePosixPath(path))
+
+    @property
+    def uri(self) -> str:
+        """Its only address."""
+        path = quote(self.path.as_posix())
+        return f"{_LOCAL_FILES}/?d={path}" if self.is_local else _UPLOADS + path
+
+
+def _is_served(folder: PurePosixPath, storage: PurePosixPath, root: Path | None) -> bool:
+    """Return whether a folder of LOCAL_FILES_DOCUMENT_ROOT is in a storage.
+
+    Args:
+        folder: relative to the root, as Label Studio sees it.
+        storage: absolute, as Label Studio sees it: a folder below the root, whose address there is unknown.
+        root: address of the root on this machine, which may be another one.
+    """
+    if root and storage.is_relative_to(root):
+        return folder.is_relative_to(storage.relative_to(root))
+    return any(folder.parts[:n] == storage.parts[-n:] for n in range(1, len(storage.parts)))
 
 
 def _is_unreachable(error: BaseException | None, url: str) -> bool:
@@ -361,6 +535,10 @@ def _server(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
+def _path(url: str) -> str:
+    return urlsplit(url).path.rstrip("/")
+
+
 def _same_host(url: str, base: str) -> bool:
     def origin(address: str) -> tuple[str, str | None, int | None]:
         parts = urlsplit(address)
@@ -369,13 +547,13 @@ def _same_host(url: str, base: str) -> bool:
     return origin(url) == origin(base)
 
 
-def _inside(root: Path, relative: str) -> Path | None:
+def _inside(root: Path, relative: PurePosixPath) -> Path | None:
     """Return ``root/relative`` if it is a file below ``root`` after resolving links, else ``None``."""
     try:
-        path = (root / relative.lstrip("/")).resolve()
+        path = (root / relative).resolve()
         return path if path.is_relative_to(root.resolve()) and path.is_file() else None
     except (OSError, ValueError, RuntimeError) as error:  # name too long, null byte, circular links
-        log.debug("Not a file: %r: %s", relative[:200], error)
+        log.debug("Not a file: %r: %s", str(relative)[:200], error)
         return None
 
 
@@ -486,12 +664,15 @@ class MediaCache:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[IO[bytes]]:
+def locked(path: Path, *, exclusive: bool, while_waiting: Callable[[], None] | None = None) -> Iterator[IO[bytes]]:
     """Hold a lock file.
+
+    Args:
+        while_waiting: called every half a second while another process holds it; may raise.
 
     Raises:
         StorageError: the file cannot be created.
-        BlockingIOError: another process holds it, and ``wait`` is false.
+        BlockingIOError: another process holds it, and there is no ``while_waiting``.
     """
     try:
         file = path.open("ab")
@@ -501,14 +682,22 @@ def locked(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[IO[byt
         ) from error
     with file:
         mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-        fcntl.flock(file, mode if wait else mode | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(file, mode | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if while_waiting is None:
+                    raise
+            while_waiting()
+            time.sleep(POLL_S)
         yield file
 
 
 def _remove_unused(file: Path) -> bool:
     base = file.with_name(file.name.removesuffix(".part"))
     try:
-        with locked(base.with_suffix(".lock"), exclusive=True, wait=False):
+        with locked(base.with_suffix(".lock"), exclusive=True):
             file.unlink(missing_ok=True)
             file.with_name(file.name + ".json").unlink(missing_ok=True)
         return True

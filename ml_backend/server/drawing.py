@@ -82,7 +82,7 @@ class DrawingService:
         try:
             plan = self._predictions.plan(task, project_id, label_config, self._projects.models(project_id))
             for video in plan.videos:
-                self._queue.request_warm(plan.task_id, video.uri)
+                self._queue.request_warm(project_id, plan.task_id, video.uri)
         except BackendError as error:  # drawing reports it
             log.debug("Task %s was not warmed: %s", task.get("id"), error)
 

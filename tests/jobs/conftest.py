@@ -30,13 +30,15 @@ class Site:
     """What the tests act with.
 
     Attributes:
-        videos: folder of local files that the worker sees; ``/data/local-files/?d=NAME``.
+        videos: folder of local files that the worker sees; ``/data/local-files/?d=videos/NAME``.
+        served: the same folder as Label Studio sees it.
     """
 
     settings: Settings
     videos: Path
     client: LabelStudioClient
     sdk: Any
+    served: Path
 
     @property
     def queue(self) -> JobQueue:
@@ -47,7 +49,9 @@ class Site:
         return WebContainer(self.settings).prediction_service
 
     def project(self, config: str = CONFIG) -> int:
-        return self.client.create_project("test", config)
+        project = self.client.create_project("test", config)
+        self.client.ensure_local_files_storage(project, self.served)
+        return project
 
     def task(self, project: int, **data: Any) -> int:
         return self.client.create_task(project, data)
@@ -56,7 +60,7 @@ class Site:
         """A clip among the local files; returns its address."""
         if not (self.videos / name).exists():
             make_clip(self.videos / name, **values)
-        return f"/data/local-files/?d={name}"
+        return f"/data/local-files/?d=videos/{name}"
 
     def data(self, task: int) -> dict[str, Any]:
         return self.client.get_task(task).data
@@ -102,20 +106,21 @@ def site(label_studio: Any, redis_url: str, settings: Callable[..., Settings], t
     """Factory of a :class:`Site`; keyword arguments are settings of the worker."""
 
     def make(**values: Any) -> Site:
-        videos = tmp_path / "videos"
-        videos.mkdir(exist_ok=True)
+        videos, served = tmp_path / "local" / "videos", label_studio.local_files / "videos"
+        for folder in (videos, served):
+            folder.mkdir(parents=True, exist_ok=True)
         defaults = {
             "label_studio_url": label_studio.url,
             "label_studio_api_key": label_studio.token,
             "backend_url": "http://jobs.example:9090",  # no project of other tests is connected to it
             "redis_url": redis_url,
             "detector": "motion",
-            "local_files_root": videos,
+            "local_files_root": videos.parent,
             "job_lease_s": 5,
         }
         chosen = settings(**(defaults | values))
         sdk = Sdk(base_url=label_studio.url, api_key=label_studio.token)
-        return Site(chosen, videos, label_studio.client(), sdk)
+        return Site(chosen, videos, label_studio.client(), sdk, served)
 
     return make
 

@@ -46,7 +46,7 @@ def walk(here: Site, project: int, **labels: str) -> int:
     """An annotated task."""
     if not (here.videos / "walk.mp4").exists():
         make_walk(here.videos / "walk.mp4")
-    task = here.task(project, video="/data/local-files/?d=walk.mp4", fps=20)
+    task = here.task(project, video="/data/local-files/?d=videos/walk.mp4", fps=20)
     here.sdk.annotations.create(id=task, result=walk_regions(**labels))
     return task
 
@@ -542,7 +542,9 @@ def test_patterns_and_more_like_this(here: Site, work: Work) -> None:
     project, asking = here.project(SCENES), room(here)
     make_scene(here.videos / "first.mp4", [("woman", 20), ("bus", 200)])
     make_scene(here.videos / "second.mp4", [("bus", 20), ("woman", 200)])
-    first, second = (here.task(project, video=f"/data/local-files/?d={name}.mp4") for name in ("first", "second"))
+    first, second = (
+        here.task(project, video=f"/data/local-files/?d=videos/{name}.mp4") for name in ("first", "second")
+    )
     asking.post("/api/auto_label", {"project": project}, 202)
     work(here)
     teach(here, project, first, top="walker", bottom="vehicle")

@@ -282,7 +282,7 @@ def long_site(site: Callable[..., Site], weights: Path, tmp_path: Path) -> Calla
         repeat_clip(tmp_path / "short.mp4", here.videos / "long.mp4", 8)
         assert probe(here.videos / "long.mp4").frames == 800
         project = here.project()
-        task = here.task(project, video="/data/local-files/?d=long.mp4", fps=20)
+        task = here.task(project, video="/data/local-files/?d=videos/long.mp4", fps=20)
         assert here.predict(project, task) == [[]]
         return here, task
 

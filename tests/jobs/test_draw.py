@@ -15,7 +15,7 @@ from ml_backend.label_studio.regions import region_boxes
 from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, mask_box, truth, write_scene
 from tests.jobs.conftest import Site
 
-VIDEO = {"uri": "/data/local-files/?d=scene.mp4", "frame_rate": FPS}
+VIDEO = {"uri": "/data/local-files/?d=videos/scene.mp4", "frame_rate": FPS}
 
 
 def drawn(frame: int, region_id: str = "a", **changes: Any) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def test_a_box_that_cannot_be_followed_keeps_no_other_from_it(follow: Callable[.
 
 
 def test_a_video_that_is_not_there(follow: Callable[..., Any]) -> None:
-    job = follow(drawn(30), video={"uri": "/data/local-files/?d=gone.mp4", "frame_rate": FPS})
+    job = follow(drawn(30), video={"uri": "/data/local-files/?d=videos/gone.mp4", "frame_rate": FPS})
     assert "does not exist" in job.meta["error"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def two(site: Make, work: Work) -> tuple[Site, int, int, int]:
     project = here.project(CONFIG)
     make_scene(here.videos / "first.mp4", [("woman", 20), ("bus", 200)])
     make_scene(here.videos / "second.mp4", [("bus", 20), ("woman", 200)])
-    tasks = [here.task(project, video=f"/data/local-files/?d={name}.mp4") for name in ("first", "second")]
+    tasks = [here.task(project, video=f"/data/local-files/?d=videos/{name}.mp4") for name in ("first", "second")]
     for task in tasks:
         here.queue.request_prepare(project, task)
     work(here)
@@ -267,9 +268,7 @@ def test_label_studio_away_loses_nothing(two: tuple[Site, int, int, int], work: 
     gate = Gate(here.settings.label_studio_url.replace("localhost", "127.0.0.1"))
     try:
         gate.shut()
-        behind = Site(
-            here.settings.model_copy(update={"label_studio_url": gate.url}), here.videos, here.client, here.sdk
-        )
+        behind = dataclasses.replace(here, settings=here.settings.model_copy(update={"label_studio_url": gate.url}))
         with pytest.raises(LabelStudioUnavailable):
             Container(behind.settings).client.get_project(project)
         work(behind)
@@ -357,7 +356,7 @@ def test_a_track_that_jumps_to_another_object_teaches_its_longer_part(site: Make
     scene = [("woman", 5), ("man", 125), ("girl", 245)]
     make_scene(here.videos / "jumps.mp4", scene)
     make_scene(here.videos / "clean.mp4", [("man", 5), ("bus", 125), ("woman", 245)])
-    jumps, clean = (here.task(project, video=f"/data/local-files/?d={name}.mp4") for name in ("jumps", "clean"))
+    jumps, clean = (here.task(project, video=f"/data/local-files/?d=videos/{name}.mp4") for name in ("jumps", "clean"))
     for task in (jumps, clean):
         here.queue.request_prepare(project, task)
     work(here)
@@ -442,13 +441,13 @@ def test_thousand_events_make_two_jobs_at_most(two: tuple[Site, int, int, int], 
 
 def test_media_error_is_no_failure_of_the_others(two: tuple[Site, int, int, int], work: Work) -> None:
     here, project, first, _ = two
-    broken = here.task(project, video="/data/local-files/?d=missing.mp4", fps=20)
+    broken = here.task(project, video="/data/local-files/?d=videos/missing.mp4", fps=20)
     region = prediction(here, first).result[0]
     here.sdk.annotations.create(id=broken, result=[labelled(region, "walker")])
     teach(here, project, first, top="walker", bottom="vehicle")
     here.queue.request_learning(project, [broken])
     container = work(here)
-    with pytest.raises(MediaError), container.media.open("/data/local-files/?d=missing.mp4", broken):
+    with pytest.raises(MediaError), container.media.open("/data/local-files/?d=videos/missing.mp4", broken, project):
         pass
     assert counts(here, project) == {"vehicle": 1, "walker": 1}
 
@@ -465,7 +464,7 @@ def test_another_embedder_looks_at_all_annotations_anew(
     old = patterns(here).info(project)
     folder = make_tiny_dinov2(tmp_path / "dinov2")
     changed = here.settings.model_copy(update={"dinov2_model": str(folder)})
-    there = Site(changed, here.videos, here.client, here.sdk)
+    there = dataclasses.replace(here, settings=changed)
     new = patterns(there).info(project)
     assert new["embedder"] != old["embedder"]
     assert new["labels"] == {}
@@ -484,7 +483,7 @@ def test_names_give_labels_without_any_example(two: tuple[Site, int, int, int], 
 
     here, project, _, second = two
     clip = make_tiny_clip(tmp_path / "clip")
-    there = Site(here.settings.model_copy(update={"clip_model": str(clip)}), here.videos, here.client, here.sdk)
+    there = dataclasses.replace(here, settings=here.settings.model_copy(update={"clip_model": str(clip)}))
     patterns(there).switch(project, "yolo_clip")
     work(there)
     found = prediction(there, second)

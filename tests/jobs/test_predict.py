@@ -276,7 +276,7 @@ def test_label_config_changed_meanwhile(site: Make, work: Work) -> None:
 
 
 def test_annotation_made_while_the_video_is_probed(site: Make, work: Work, foreign: Outside, tmp_path: Path) -> None:
-    here = site(media_allowed_hosts="127.0.0.1")
+    here = site(media_allowed_hosts="127.0.0.1:*")
     project = here.project()
     body = make_clip(tmp_path / "a.mp4").read_bytes()
     task = here.task(project, video=foreign.url + "/a.mp4")
@@ -309,7 +309,7 @@ def test_draft_keeps_its_timeline(site: Make, work: Work) -> None:
 
 def test_weights_that_appear_meanwhile(site: Make, work: Work, foreign: Outside, tmp_path: Path) -> None:
     """The prediction is by the detector that its version names."""
-    here = site(media_allowed_hosts="127.0.0.1", detector="auto")
+    here = site(media_allowed_hosts="127.0.0.1:*", detector="auto")
     project = here.project()
     foreign.files["/a.mp4"] = make_clip(tmp_path / "a.mp4").read_bytes()
     tiny = make_tiny_yolo(tmp_path / "tiny.pt", {0: "thing"})
@@ -341,7 +341,7 @@ def test_token_that_is_handed_over_later(site: Make, label_studio: Any) -> None:
 
 
 def test_secrets_of_an_address_stay_out_of_the_log(site: Make, work: Work, caplog: pytest.LogCaptureFixture) -> None:
-    here = site(media_allowed_hosts="127.0.0.1")
+    here = site(media_allowed_hosts="127.0.0.1:*")
     project = here.project()
     task = here.task(project, video="http://bob:s3cret@127.0.0.1:9/a.mp4?X-Amz-Signature=s3cret", **FACTS)
     here.predict(project, task)
@@ -386,14 +386,14 @@ def test_unusable_video_fails_once_with_a_reason(site: Make, work: Work, name: s
     here = site()
     project = here.project()
     _bad(name, here.videos)
-    task = here.task(project, video=f"/data/local-files/?d={name}.mp4")
+    task = here.task(project, video=f"/data/local-files/?d=videos/{name}.mp4")
     here.predict(project, task)
     work(here)
     assert set(here.jobs().values()) == {"failed"}
     reason = here.error()
     assert len(reason) > 20
     assert "Traceback" not in reason
-    assert here.data(task) == {"video": f"/data/local-files/?d={name}.mp4"}
+    assert here.data(task) == {"video": f"/data/local-files/?d=videos/{name}.mp4"}
     with pytest.raises(PredictionFailed) as failure:
         here.predict(project, task)
     assert reason in str(failure.value)
@@ -403,7 +403,7 @@ def test_video_of_one_frame(site: Make, work: Work) -> None:
     here = site()
     project = here.project()
     make_video(here.videos / "one.mp4", frames=1)
-    task = here.task(project, video="/data/local-files/?d=one.mp4")
+    task = here.task(project, video="/data/local-files/?d=videos/one.mp4")
     here.predict(project, task)
     work(here)
     assert here.data(task)["frames"] == 1
@@ -416,7 +416,7 @@ def test_video_with_a_broken_tail(site: Make, work: Work) -> None:
     project = here.project()
     whole = make_clip(here.videos / "whole.mp4", frames=60)  # its index comes first
     truncate(whole, here.videos / "cut.mp4", 0.7)
-    task = here.task(project, video="/data/local-files/?d=cut.mp4")
+    task = here.task(project, video="/data/local-files/?d=videos/cut.mp4")
     here.predict(project, task)
     work(here)
     assert here.jobs() == {}
@@ -435,7 +435,7 @@ def test_absurd_frame_rate_is_refused_not_allocated(site: Make, work: Work, fps:
 
 @pytest.mark.parametrize(("status", "text"), [(401, "refuses access"), (404, "does not exist")])
 def test_video_that_is_refused(site: Make, work: Work, foreign: Outside, status: int, text: str) -> None:
-    here = site(media_allowed_hosts="127.0.0.1")
+    here = site(media_allowed_hosts="127.0.0.1:*")
     project = here.project()
     foreign.answer("/a.mp4", status)
     here.queue.request_prepare(project, here.task(project, video=foreign.url + "/a.mp4"))
@@ -495,7 +495,7 @@ def gate(label_studio: Any) -> Iterator[Gate]:
 def test_label_studio_down_while_delivering(
     site: Make, work: Work, gate: Gate, foreign: Outside, tmp_path: Path
 ) -> None:
-    here = site(label_studio_url=gate.url, media_allowed_hosts="127.0.0.1", job_attempts=1)
+    here = site(label_studio_url=gate.url, media_allowed_hosts="127.0.0.1:*", job_attempts=1)
     project = here.project()
     foreign.files["/a.mp4"] = make_clip(tmp_path / "a.mp4").read_bytes()
     task = here.task(project, video=foreign.url + "/a.mp4", **FACTS)
@@ -529,7 +529,7 @@ def test_label_studio_down_while_delivering(
 def test_being_stopped_costs_no_attempt_and_leaves_the_pauses_between_them(
     site: Make, work: Work, gate: Gate, foreign: Outside, tmp_path: Path
 ) -> None:
-    here = site(label_studio_url=gate.url, media_allowed_hosts="127.0.0.1")
+    here = site(label_studio_url=gate.url, media_allowed_hosts="127.0.0.1:*")
     project = here.project()
     foreign.files["/a.mp4"] = make_clip(tmp_path / "a.mp4").read_bytes()
     task = here.task(project, video=foreign.url + "/a.mp4", **FACTS)
@@ -612,3 +612,30 @@ def test_one_of_many_targets_fails(site: Make, work: Work) -> None:
     work(here)
     assert [len(here.predictions(task)) for task in tasks] == [1, 1, 1]
     assert here.jobs() == {}
+
+
+def test_addresses_that_a_task_s_author_may_not_read(site: Make, work: Work) -> None:
+    """The token reads every project; whoever writes a task may see one."""
+    here = site()
+    theirs, own = here.project(), here.project()
+    video = here.client.upload_file(theirs, make_clip(here.videos / "theirs.mp4"))
+    assert here.settings.local_files_root
+    make_clip(here.settings.local_files_root / "private" / "clip.mp4")
+    expected = {
+        video: "no upload of its task's project",
+        video.replace(f"/{theirs}/", f"/{own}/../{theirs}/"): "no file of Label Studio",
+        f"/data/../api/projects/{theirs}/export?exportType=JSON": "not supported",
+        f"{here.settings.label_studio_url}/api/projects/{theirs}/export?exportType=JSON": "not supported",
+        "/data/local-files/?d=private/clip.mp4": "no local files storage of its task's project",
+    }
+    tasks = {here.task(own, video=address, fps=20): text for address, text in expected.items()}
+    assert here.predict(own, *tasks) == [[]] * len(tasks)
+    work(here)
+    errors = "\n".join(failed["error"] for failed in here.queue.failed_jobs())
+    for task, text in tasks.items():
+        assert here.predictions(task) == []
+        assert text in errors
+    (right,) = (here.task(theirs, video=video, fps=20),)
+    here.predict(theirs, right)
+    work(here)
+    assert len(here.predictions(right)) == 1

@@ -74,7 +74,7 @@ def test_a_queue_that_came_back_empty(here: Site, work: Work) -> None:
 
 def test_a_task_that_cannot_be_predicted_is_left_alone_for_a_while(here: Site, work: Work) -> None:
     project = connected(here)
-    task = here.task(project, video="/data/local-files/?d=gone.mp4")
+    task = here.task(project, video="/data/local-files/?d=videos/gone.mp4")
     assert project in check(here)
     work(here)
     (failed,) = here.queue.failed_jobs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -96,7 +97,7 @@ def project(here: Site) -> int:
 
 def make_task(here: Site, project: int, version: str = OLD) -> tuple[int, int]:
     """A task and its prediction."""
-    task = here.task(project, video="/data/local-files/?d=gone.mp4", fps=20)
+    task = here.task(project, video="/data/local-files/?d=videos/gone.mp4", fps=20)
     here.client.create_prediction(task, {"result": PREDICTED, "score": 0.9, "model_version": version})
     return task, here.predictions(task)[0].id
 
@@ -168,7 +169,7 @@ def test_predictions_of_several_versions(here: Site, project: int, work: Work) -
 
 
 def test_annotation_without_prediction(here: Site, project: int, work: Work) -> None:
-    task = here.task(project, video="/data/local-files/?d=gone.mp4", fps=20)
+    task = here.task(project, video="/data/local-files/?d=videos/gone.mp4", fps=20)
     submit(here, task, [submitted(item, "manual") for item in PREDICTED])
     learn(here, work, project, task)
     assert store(here).by_version(project) == []
@@ -236,7 +237,7 @@ def test_label_studio_away_loses_nothing(here: Site, project: int, work: Work) -
     try:
         gate.shut()
         settings = here.settings.model_copy(update={"label_studio_url": gate.url})
-        behind = Site(settings, here.videos, here.client, here.sdk)
+        behind = dataclasses.replace(here, settings=settings)
         work(behind)
         assert set(here.queue.storage.pending("learn", project)) == {task}
         gate.open()
@@ -255,7 +256,7 @@ def test_a_token_that_is_refused_loses_nothing(
     submit(here, task, [submitted(item) for item in PREDICTED], prediction)
     here.queue.request_learning(project, [task])
     settings = here.settings.model_copy(update={"label_studio_api_key": SecretStr("0" * 40)})
-    work(Site(settings, here.videos, here.client, here.sdk))
+    work(dataclasses.replace(here, settings=settings))
     assert set(here.queue.storage.pending("learn", project)) == {task}
     assert "token" in here.error()
     # Somebody mends it, and nobody annotates in this project again.

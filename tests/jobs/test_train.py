@@ -35,7 +35,7 @@ def annotated(here: Site, project: int, name: str = "walk", **labels: str) -> in
     """A task whose objects are all annotated."""
     if not (here.videos / f"{name}.mp4").exists():
         make_walk(here.videos / f"{name}.mp4", seed=len(name))
-    task = here.task(project, video=f"/data/local-files/?d={name}.mp4", fps=20, width=480, height=360)
+    task = here.task(project, video=f"/data/local-files/?d=videos/{name}.mp4", fps=20, width=480, height=360)
     here.sdk.annotations.create(id=task, result=walk_regions(**labels))
     return task
 
@@ -55,7 +55,7 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     project = here.project(CONFIG)
     annotated(here, project)
     make_walk(here.videos / "other.mp4", seed=2)
-    open_task = here.task(project, video="/data/local-files/?d=other.mp4", fps=20)
+    open_task = here.task(project, video="/data/local-files/?d=videos/other.mp4", fps=20)
     here.queue.request_prepare(project, open_task)
     work(here)
     (before,) = here.predictions(open_task)
@@ -129,7 +129,7 @@ def test_what_is_known_elsewhere_is_not_given_up_by_itself(make_yolo_site: Make,
     project = here.project(label_config("person", "bus"))
     annotated(here, project, walker="bus", vehicle="person")
     make_walk(here.videos / "other.mp4", seed=2)
-    other = here.task(project, video="/data/local-files/?d=other.mp4", fps=20)
+    other = here.task(project, video="/data/local-files/?d=videos/other.mp4", fps=20)
     services(here).trainings.start(project, "a test")
     container = work(here)
     (version,) = container.registry.versions(project)
@@ -169,7 +169,7 @@ def test_nothing_annotated_is_said_and_costs_no_further_try(yolo_site: Site, wor
     here = yolo_site
     project = here.project(CONFIG)
     make_walk(here.videos / "walk.mp4")
-    here.task(project, video="/data/local-files/?d=walk.mp4", fps=20)
+    here.task(project, video="/data/local-files/?d=videos/walk.mp4", fps=20)
     services(here).trainings.start(project, "a test")
     container = work(here)
     (version,) = container.registry.versions(project)

@@ -57,7 +57,7 @@ def long_task(site: Callable[..., Site], tmp_path: Path) -> tuple[Site, int]:
     make_clip(tmp_path / "short.mp4", frames=100, size=(640, 480))
     repeat_clip(tmp_path / "short.mp4", here.videos / "long.mp4", 8)
     project = here.project()
-    task = here.task(project, video="/data/local-files/?d=long.mp4", fps=20)
+    task = here.task(project, video="/data/local-files/?d=videos/long.mp4", fps=20)
     assert here.predict(project, task) == [[]]
     return here, task
 
@@ -196,7 +196,7 @@ def slow_site() -> Iterator[Outside]:
 
 def test_long_job_keeps_its_lease(site: Callable[..., Site], slow_site: Outside, tmp_path: Path) -> None:
     """With two workers and a job that is silent for longer than the lease, nothing is done twice."""
-    here = site(media_allowed_hosts="127.0.0.1")
+    here = site(media_allowed_hosts="127.0.0.1:*")
     slow_site.files["/a.mp4"] = make_clip(tmp_path / "a.mp4").read_bytes()
 
     def slowly(handler: http.server.BaseHTTPRequestHandler) -> None:
@@ -258,7 +258,7 @@ def test_redis_restarts_in_the_middle_of_a_video(
     make_clip(tmp_path / "short.mp4", frames=100, size=(640, 480))
     repeat_clip(tmp_path / "short.mp4", here.videos / "long.mp4", 8)
     project = here.project()
-    task = here.task(project, video="/data/local-files/?d=long.mp4", fps=20)
+    task = here.task(project, video="/data/local-files/?d=videos/long.mp4", fps=20)
     here.predict(project, task)
     with worker_process(here.settings, tmp_path / "log") as worker:
         wait_for(lambda: frames_done(here))

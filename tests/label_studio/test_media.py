@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,6 +50,9 @@ class Client:
     def auth_headers(self) -> dict[str, str]:
         return {"Authorization": "Token secret"}
 
+    def local_files_folders(self, project_id: int) -> list[str]:
+        return ["/label-studio/files/sub"] if project_id == 1 else []
+
 
 @pytest.fixture
 def site() -> Iterator[Outside]:
@@ -68,8 +72,8 @@ def store(site: Outside, settings: Callable[..., Settings]) -> Callable[..., Med
     return lambda **values: MediaStore(settings(**values), Client(site.url))
 
 
-def read(store: MediaStore, uri: str, task_id: int = 1) -> bytes:
-    with store.open(uri, task_id) as path:
+def read(store: MediaStore, uri: str, task_id: int = 1, project_id: int = 1) -> bytes:
+    with store.open(uri, task_id, project_id) as path:
         return path.read_bytes()
 
 
@@ -107,9 +111,9 @@ def folders(tmp_path: Path) -> Path:
     for name in ("media/upload/1/ein film.mp4", "local/sub/a.mp4", "secret.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    (tmp_path / "local" / "out").symlink_to(tmp_path / "secret.txt")
-    (tmp_path / "local" / "inside").symlink_to(tmp_path / "local" / "sub" / "a.mp4")
-    (tmp_path / "local" / "circle").symlink_to(tmp_path / "local" / "circle")
+    (tmp_path / "local" / "sub" / "out").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "local" / "sub" / "inside").symlink_to(tmp_path / "local" / "sub" / "a.mp4")
+    (tmp_path / "local" / "sub" / "circle").symlink_to(tmp_path / "local" / "sub" / "circle")
     return tmp_path
 
 
@@ -120,7 +124,7 @@ def folders(tmp_path: Path) -> Path:
         ("/data/local-files/?d=sub/a.mp4", "local/sub/a.mp4"),
         ("/data/local-files?d=sub%2Fa.mp4", "local/sub/a.mp4"),
         ("/data/local-files/?d=/sub/a.mp4", "local/sub/a.mp4"),
-        ("/data/local-files/?d=inside", "local/sub/a.mp4"),
+        ("/data/local-files/?d=sub/inside", "local/sub/a.mp4"),
     ],
 )
 def test_visible_files_are_used_in_place(
@@ -128,7 +132,7 @@ def test_visible_files_are_used_in_place(
 ) -> None:
     media = store(uploads_root=folders / "media", local_files_root=folders / "local")
     for spelling in (uri, site.url + uri):
-        with media.open(spelling, 1) as path:
+        with media.open(spelling, 1, 1) as path:
             assert path == folders / file
     assert site.requests == []
     assert cached(media) == set()
@@ -144,9 +148,10 @@ TRAVERSALS = [
     "/data/local-files/?d=..\u2215secret.txt",
     "/data/local-files/?d=\uff0e\uff0e/secret.txt",
     "/data/local-files/?d=..\\secret.txt",
-    "/data/local-files/?d=out",
-    "/data/local-files/?d=circle",
+    "/data/local-files/?d=sub/out",
+    "/data/local-files/?d=sub/circle",
     "/data/local-files/?d=sub",
+    "/data/local-files/?d=sub/a.mp4&d=../secret.txt",
     "/data/local-files/?d=",
     "/data/local-files/?d=%00",
     "/data/local-files/?d=a%00/../../secret.txt",
@@ -159,6 +164,17 @@ TRAVERSALS = [
     "/data/upload/%2Fetc%2Fpasswd",
     "/data/upload/",
     "/data/upload/" + "a" * 5000,
+    "/data/../api/projects/24/export?exportType=JSON",
+    "/data/upload/1/../../../api/projects/24/export?exportType=JSON",
+    "/data/upload/1/%2e%2e/%2e%2e/%2e%2e/api/projects",
+    "/data/upload/1/./a.mp4",
+    "/data/upload/1//a.mp4",
+    "/data/upload/1",
+    "/data/uploads/1/a.mp4",
+    "/data/avatars/1.png",
+    "/data/",
+    "/api/projects/24/export?exportType=JSON",
+    "/tasks/1/resolve/",
 ]
 
 
@@ -168,9 +184,51 @@ def test_nothing_outside_the_visible_folders_is_used(
     folders: Path, store: Callable[..., MediaStore], site: Outside, uri: str
 ) -> None:
     media = store(uploads_root=folders / "media", local_files_root=folders / "local")
-    with pytest.raises(MediaError, match=r"does not exist \(404\)"):  # it is Label Studio that is asked, and says no
-        read(media, uri.replace("{folder}", str(folders)))
-    assert len(site.requests) == 1
+    uri = uri.replace("{folder}", str(folders))
+    for spelling in (uri, site.url + uri, site.url.upper() + uri, site.url.replace("//", "//somebody@") + uri):
+        with pytest.raises(MediaError):
+            read(media, spelling)
+    asked = {urlsplit(path).path for path, _ in site.requests}
+    assert asked <= {"/data/local-files/"}, "below a storage of the project, where Label Studio itself says no"
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("/data/upload/2/a.mp4", "no upload of its task's project 1"),
+        ("/data/upload/a.mp4", "no upload of its task's project 1"),
+        ("/data/upload/01/a.mp4", "no upload of its task's project 1"),
+        ("/data/local-files/?d=other/a.mp4", "no local files storage of its task's project 1"),
+        ("/data/local-files/?d=subway/a.mp4", "no local files storage of its task's project 1"),
+        ("/data/local-files/?d=a.mp4", "no local files storage of its task's project 1"),
+    ],
+)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_files_of_other_projects_are_refused(
+    store: Callable[..., MediaStore], site: Outside, tmp_path: Path, uri: str, expected: str, in_place: bool
+) -> None:
+    """Whoever wrote the address into a task may not see them, while our token does."""
+    for name in ("media/upload/2/a.mp4", "media/upload/a.mp4", "other/a.mp4", "subway/a.mp4", "a.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"secret")
+    site.files[uri] = b"secret"
+    media = store(uploads_root=tmp_path / "media", local_files_root=tmp_path) if in_place else store()
+    for spelling in (uri, site.url + uri):
+        with pytest.raises(MediaError, match=expected):
+            read(media, spelling)
+    assert site.requests == []
+
+
+def test_a_download_for_one_project_is_not_given_to_another(store: Callable[..., MediaStore], site: Outside) -> None:
+    """Label Studio decides by project who may read a storage."""
+    resolver = "/tasks/{}/resolve/?fileuri=" + quote(base64.urlsafe_b64encode(b"s3://bucket/k.mp4").decode())
+    site.files[resolver.format(5)] = MB
+    media = store()
+    assert read(media, "s3://bucket/k.mp4", 5, 1) == MB
+    with pytest.raises(MediaError, match="does not exist"):
+        read(media, "s3://bucket/k.mp4", 6, 2)
+    read(store(uploads_root=None), "s3://bucket/k.mp4", 7, 1)
+    assert len(site.requests) == 2, "another task of the same project needs no download"
 
 
 def test_hidden_folders_are_downloaded_from_label_studio(store: Callable[..., MediaStore], site: Outside) -> None:
@@ -206,26 +264,52 @@ def test_other_kinds_of_addresses_are_not_fetched(store: Callable[..., MediaStor
 
 def test_foreign_hosts_need_permission(store: Callable[..., MediaStore], foreign: Outside) -> None:
     foreign.files["/a.mp4"] = MB
-    with pytest.raises(MediaError, match=r"not fetched from the host '127\.0\.0\.1'") as failure:
+    with pytest.raises(MediaError, match=r"not fetched from the host '127\.0\.0\.1:\d+'") as failure:
         read(store(), foreign.url + "/a.mp4")
     assert "MEDIA_ALLOWED_HOSTS" in failure.value.hint
     assert not failure.value.retryable
     assert foreign.requests == []
-    assert read(store(media_allowed_hosts="127.0.0.1"), foreign.url + "/a.mp4") == MB
+    assert read(store(media_allowed_hosts="127.0.0.1:*"), foreign.url + "/a.mp4") == MB
+
+
+@pytest.mark.parametrize(
+    ("allowed", "url", "fits"),
+    [
+        ("videos.example", "http://videos.example/a.mp4", True),
+        ("videos.example", "https://VIDEOS.example:443/a.mp4", True),
+        ("videos.example", "http://videos.example:8080/a.mp4", False),
+        ("videos.example", "http://videos.example:443/a.mp4", False),
+        ("videos.example:8080", "http://videos.example:8080/a.mp4", True),
+        ("videos.example:8080", "http://videos.example/a.mp4", False),
+        ("videos.example:*", "http://videos.example:6379/a.mp4", True),
+        ("[::1]:8080", "http://[::1]:8080/a.mp4", True),
+        ("[::1]", "http://[::1]:8080/a.mp4", False),
+    ],
+)
+def test_allowed_hosts_know_ports(settings: Callable[..., Settings], allowed: str, url: str, fits: bool) -> None:
+    """Other services of an allowed host are not reached."""
+    away = {urlsplit(url).netloc}  # so nothing is asked
+    store = MediaStore(settings(media_allowed_hosts=allowed), Client("http://ls"), unreachable=away)
+    with pytest.raises(MediaUnavailable if fits else MediaRefused) as failure:
+        read(store, url)
+    if not fits:
+        named = failure.value.hint.split()[1]
+        with pytest.raises(MediaUnavailable):
+            read(MediaStore(settings(media_allowed_hosts=named), Client("http://ls"), unreachable=away), url)
 
 
 @pytest.mark.parametrize(
     ("url", "base", "same"),
     [
-        ("http://ls:80/a.mp4", "http://ls", True),
-        ("https://ls/a.mp4", "https://ls:443", True),
-        ("http://LS/a.mp4", "http://ls", True),
-        ("http://ls:443/a.mp4", "https://ls", False),
-        ("http://ls:8080/a.mp4", "http://ls", False),
+        ("http://ls:80/data/upload/1/a.mp4", "http://ls", True),
+        ("https://ls/data/upload/1/a.mp4", "https://ls:443", True),
+        ("http://LS/data/upload/1/a.mp4", "http://ls", True),
+        ("http://ls:443/data/upload/1/a.mp4", "https://ls", False),
+        ("http://ls:8080/data/upload/1/a.mp4", "http://ls", False),
     ],
 )
 def test_a_port_that_goes_without_saying(settings: Callable[..., Settings], url: str, base: str, same: bool) -> None:
-    store = MediaStore(settings(), Client(base), unreachable={urlsplit(url).netloc})  # so nothing is asked
+    store = MediaStore(settings(), Client(base), unreachable={urlsplit(base).netloc})  # so nothing is asked
     with pytest.raises(MediaUnavailable if same else MediaRefused):
         read(store, url)
 
@@ -253,7 +337,7 @@ def test_label_studio_s_name_in_disguise_is_another_host(
 def test_token_goes_to_label_studio_only(store: Callable[..., MediaStore], site: Outside, foreign: Outside) -> None:
     foreign.files["/a.mp4"] = MB
     site.redirect("/data/upload/1/a.mp4", foreign.url + "/a.mp4")
-    assert read(store(media_allowed_hosts="127.0.0.1"), "/data/upload/1/a.mp4") == MB
+    assert read(store(media_allowed_hosts="127.0.0.1:*"), "/data/upload/1/a.mp4") == MB
     assert "authorization" in site.requests[0][1]
     assert len(foreign.requests) == 1
     assert "authorization" not in foreign.requests[0][1]
@@ -262,7 +346,7 @@ def test_token_goes_to_label_studio_only(store: Callable[..., MediaStore], site:
 
 def test_direct_foreign_address_gets_no_token(store: Callable[..., MediaStore], foreign: Outside) -> None:
     foreign.files["/a.mp4"] = MB
-    read(store(media_allowed_hosts="127.0.0.1"), foreign.url + "/a.mp4")
+    read(store(media_allowed_hosts="127.0.0.1:*"), foreign.url + "/a.mp4")
     assert "authorization" not in foreign.requests[0][1]
 
 
@@ -270,10 +354,13 @@ def test_foreign_host_cannot_send_the_token_after_label_studio(
     store: Callable[..., MediaStore], site: Outside, foreign: Outside
 ) -> None:
     """A redirect from outside into Label Studio would make it hand out what only the token may see."""
-    foreign.redirect("/a.mp4", site.url + "/api/projects")
     site.files["/api/projects"] = b"private"
-    read(store(media_allowed_hosts="127.0.0.1"), foreign.url + "/a.mp4")
-    assert "authorization" not in site.requests[0][1]
+    foreign.redirect("/a.mp4", site.url + "/api/projects")
+    site.redirect("/data/upload/1/a.mp4", "/api/projects")
+    for uri in (foreign.url + "/a.mp4", "/data/upload/1/a.mp4"):
+        with pytest.raises(MediaError, match="redirects into Label Studio"):
+            read(store(media_allowed_hosts="127.0.0.1:*"), uri)
+    assert [path for path, _ in site.requests] == ["/data/upload/1/a.mp4"]
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -544,14 +631,75 @@ def interrupted(half_a_download: Path, store: Callable[..., MediaStore], site: O
     return media, part
 
 
-def test_request_to_stop_is_obeyed_during_a_download(settings: Callable[..., Settings], site: Outside) -> None:
-    """A worker that is told to end does not wait for gigabytes; what is there is kept for the next one."""
-    path = "/data/upload/1/a.mp4"
-    site.files[path], site.etags[path] = MB, '"v1"'
+@pytest.mark.parametrize("silent", ["before", "during", "elsewhere"])
+def test_request_to_stop_is_obeyed_while_nothing_comes(
+    settings: Callable[..., Settings], site: Outside, silent: str
+) -> None:
+    """A server that says nothing, also to another process, whose download this one waits for."""
+    path, release = "/data/upload/1/a.mp4", threading.Event()
+
+    def hang(handler: http.server.BaseHTTPRequestHandler) -> None:
+        if silent == "during":
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(MB)))
+            handler.send_header("ETag", '"v1"')
+            handler.end_headers()
+            handler.wfile.write(MB[:1000])
+            handler.wfile.flush()
+        release.wait(60)
+
+    site.special[path] = hang
+    folder = settings().media_dir
+
+    def should_stop() -> bool:
+        return bool(site.requests) and (
+            silent != "during" or any(part.stat().st_size for part in folder.glob("*.part"))
+        )
+
+    def read_elsewhere() -> None:
+        with contextlib.suppress(BackendError):
+            read(MediaStore(settings(), Client(site.url), release.is_set), path)
+
+    other = threading.Thread(target=read_elsewhere)
+    if silent == "elsewhere":
+        other.start()
+        while not site.requests:
+            time.sleep(0.01)
+    started = time.monotonic()
     with pytest.raises(Interrupted):
-        read(MediaStore(settings(), Client(site.url), lambda: True), path)
-    assert read(MediaStore(settings(), Client(site.url)), path) == MB
-    assert "range" in site.asked(path)[-1]
+        read(MediaStore(settings(), Client(site.url), should_stop), path)
+    assert time.monotonic() - started < 5
+    assert len(site.requests) == 1
+    release.set()
+    if silent == "elsewhere":
+        other.join()
+    del site.special[path]
+    site.files[path], site.etags[path] = MB, '"v1"'
+    assert read(MediaStore(settings(), Client(site.url)), path) == MB, "the one that was left writes nothing any more"
+    assert ("range" in site.asked(path)[-1]) == (silent == "during"), "what was there is kept"
+
+
+@pytest.mark.slow
+def test_a_server_that_sends_too_little_is_given_up(
+    store: Callable[..., MediaStore], site: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media_module, "TIMEOUT_S", 1.0)
+
+    def drip(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(MB)))
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(600):
+                handler.wfile.write(b"x")
+                time.sleep(0.1)
+
+    site.special["/data/upload/1/a.mp4"] = drip
+    started = time.monotonic()
+    with pytest.raises(MediaUnavailable, match="less than 16 KiB/s") as failure:
+        read(store(), "/data/upload/1/a.mp4")
+    assert failure.value.retryable
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.slow
@@ -609,27 +757,27 @@ def test_size_cap_for_servers_that_do_not_say(store: Callable[..., MediaStore], 
 def test_least_recently_used_goes_first(store: Callable[..., MediaStore], site: Outside) -> None:
     media = store(media_cache_gb=2.5 / 1024)
     for name in "abc":
-        site.files[f"/data/upload/{name}.mp4"] = MB
-    read(media, "/data/upload/a.mp4")
-    read(media, "/data/upload/b.mp4")
+        site.files[f"/data/upload/1/{name}.mp4"] = MB
+    read(media, "/data/upload/1/a.mp4")
+    read(media, "/data/upload/1/b.mp4")
     for number, file in enumerate(sorted(media.folder.glob("*.mp4"), key=lambda f: f.stat().st_mtime)):
         os.utime(file, (number, number))  # time passes
-    read(media, "/data/upload/a.mp4")  # used again
-    read(media, "/data/upload/c.mp4")
+    read(media, "/data/upload/1/a.mp4")  # used again
+    read(media, "/data/upload/1/c.mp4")
     site.requests.clear()
-    read(media, "/data/upload/a.mp4")
-    read(media, "/data/upload/c.mp4")
+    read(media, "/data/upload/1/a.mp4")
+    read(media, "/data/upload/1/c.mp4")
     assert site.requests == []
-    read(media, "/data/upload/b.mp4")
+    read(media, "/data/upload/1/b.mp4")
     assert len(site.requests) == 1
 
 
 def test_files_in_use_stay(store: Callable[..., MediaStore], site: Outside) -> None:
     media = store(media_cache_gb=1.5 / 1024)
     for name in "ab":
-        site.files[f"/data/upload/{name}.mp4"] = MB
-    with media.open("/data/upload/a.mp4", 1) as in_use:
-        read(media, "/data/upload/b.mp4")
+        site.files[f"/data/upload/1/{name}.mp4"] = MB
+    with media.open("/data/upload/1/a.mp4", 1, 1) as in_use:
+        read(media, "/data/upload/1/b.mp4")
         assert in_use.read_bytes() == MB
 
 
@@ -637,28 +785,28 @@ def test_files_in_use_stay(store: Callable[..., MediaStore], site: Outside) -> N
 def test_files_in_use_by_another_process_stay(store: Callable[..., MediaStore], site: Outside) -> None:
     media = store(media_cache_gb=1.5 / 1024)
     for name in "ab":
-        site.files[f"/data/upload/{name}.mp4"] = MB
-    with reader(media, site, "/data/upload/a.mp4", hold=True) as process:
+        site.files[f"/data/upload/1/{name}.mp4"] = MB
+    with reader(media, site, "/data/upload/1/a.mp4", hold=True) as process:
         assert process.stdout is not None
         path = Path(process.stdout.readline().decode().strip())
-        read(media, "/data/upload/b.mp4")
+        read(media, "/data/upload/1/b.mp4")
         assert path.read_bytes() == MB
         process.kill()
 
 
 def test_one_reader_does_not_wait_for_another(store: Callable[..., MediaStore], site: Outside) -> None:
     """A video is read for as long as its prediction takes; meanwhile other tasks may show the same one."""
-    path, media = "/data/upload/a.mp4", store()
+    path, media = "/data/upload/1/a.mp4", store()
     site.files[path] = MB
-    with media.open(path, 1), reader(media, site, path) as process:
+    with media.open(path, 1, 1), reader(media, site, path) as process:
         assert process.communicate(timeout=60)[0].split()[-1] == str(len(MB)).encode()
     assert len(site.asked(path)) == 1
 
 
 def test_unusable_video_is_not_kept(store: Callable[..., MediaStore], site: Outside) -> None:
-    path, media = "/data/upload/a.mp4", store()
+    path, media = "/data/upload/1/a.mp4", store()
     site.files[path] = b"broken"
-    with pytest.raises(VideoError), media.open(path, 1):
+    with pytest.raises(VideoError), media.open(path, 1, 1):
         raise VideoError("It is corrupt.")
     assert cached(media) == set()
     site.files[path] = MB  # mended under the same address
@@ -677,8 +825,9 @@ from ml_backend.core.settings import Settings
 class Client:
     url = {site.url!r}
     def auth_headers(self): return {{}}
+    def local_files_folders(self, project_id): return []
 store = MediaStore(Settings(_env_file=None, data_dir={str(media.folder.parent)!r}), Client())
-with store.open({uri!r}, 1) as path:
+with store.open({uri!r}, 1, 1) as path:
     print(path, path.stat().st_size, sep="\\n", flush=True)
     if {hold}: time.sleep(60)
 """
@@ -691,7 +840,7 @@ with store.open({uri!r}, 1) as path:
 
 @pytest.mark.slow
 def test_processes_that_want_the_same_video_share_one_download(store: Callable[..., MediaStore], site: Outside) -> None:
-    path, media = "/data/upload/a.mp4", store()
+    path, media = "/data/upload/1/a.mp4", store()
     site.files[path] = MB
 
     def slow(handler: http.server.BaseHTTPRequestHandler) -> None:
@@ -760,13 +909,13 @@ def test_disk_smaller_than_the_cache_may_be(
     media = store()
     small = disk(media, 3 * len(MB))
     for name in "abc":
-        site.files[f"/data/upload/{name}.mp4"] = MB
-        read(media, f"/data/upload/{name}.mp4")
+        site.files[f"/data/upload/1/{name}.mp4"] = MB
+        read(media, f"/data/upload/1/{name}.mp4")
     a, b, c = aged(media)
-    site.files["/data/upload/d.mp4"] = MB
-    with media.open("/data/upload/a.mp4", 1) as in_use:
+    site.files["/data/upload/1/d.mp4"] = MB
+    with media.open("/data/upload/1/a.mp4", 1, 1) as in_use:
         os.utime(in_use, (0, 0))  # a long time ago: it is the oldest again
-        assert read(media, "/data/upload/d.mp4") == MB
+        assert read(media, "/data/upload/1/d.mp4") == MB
         assert in_use.read_bytes() == MB
     assert (a.exists(), b.exists(), c.exists()) == (True, False, True)
     assert small.most <= 3 * len(MB)
@@ -777,11 +926,11 @@ def test_nothing_is_thrown_away_in_vain(
 ) -> None:
     media = store()
     disk(media, 3 * len(MB))
-    site.files["/data/upload/a.mp4"], site.files["/data/upload/large.mp4"] = MB, MB * 4
-    read(media, "/data/upload/a.mp4")
+    site.files["/data/upload/1/a.mp4"], site.files["/data/upload/1/large.mp4"] = MB, MB * 4
+    read(media, "/data/upload/1/a.mp4")
     before = cached(media)
     with pytest.raises(StorageError, match="No room"):
-        read(media, "/data/upload/large.mp4")
+        read(media, "/data/upload/1/large.mp4")
     assert cached(media) == before
 
 
@@ -790,13 +939,13 @@ def test_no_room_while_everything_is_in_use(
 ) -> None:
     media = store()
     disk(media, 2 * len(MB))
-    site.files["/data/upload/a.mp4"], site.files["/data/upload/b.mp4"] = MB, MB * 2
-    with media.open("/data/upload/a.mp4", 1) as in_use:
+    site.files["/data/upload/1/a.mp4"], site.files["/data/upload/1/b.mp4"] = MB, MB * 2
+    with media.open("/data/upload/1/a.mp4", 1, 1) as in_use:
         with pytest.raises(StorageError, match="No room") as failure:
-            read(media, "/data/upload/b.mp4")
+            read(media, "/data/upload/1/b.mp4")
         assert in_use.read_bytes() == MB
     assert failure.value.retryable
-    assert read(media, "/data/upload/b.mp4") == MB * 2  # nobody uses the other one any more
+    assert read(media, "/data/upload/1/b.mp4") == MB * 2  # nobody uses the other one any more
 
 
 def test_room_for_a_video_of_unknown_length(
@@ -806,11 +955,11 @@ def test_room_for_a_video_of_unknown_length(
     media = store()
     total = 2 * CHECK_BYTES
     small = disk(media, total + 10 * len(MB))
-    site.special["/data/upload/old.mp4"] = chunks(CHECK_BYTES)
-    read(media, "/data/upload/old.mp4")
+    site.special["/data/upload/1/old.mp4"] = chunks(CHECK_BYTES)
+    read(media, "/data/upload/1/old.mp4")
     (old,) = aged(media)
-    site.special["/data/upload/new.mp4"] = chunks(total)
-    with media.open("/data/upload/new.mp4", 1) as path:
+    site.special["/data/upload/1/new.mp4"] = chunks(total)
+    with media.open("/data/upload/1/new.mp4", 1, 1) as path:
         assert path.stat().st_size == total
     assert not old.exists()
     assert small.most <= small.size - SPARE_BYTES
@@ -821,9 +970,9 @@ def test_no_room_for_a_video_of_unknown_length(
 ) -> None:
     media = store()
     small = disk(media, 2 * CHECK_BYTES)
-    site.special["/data/upload/a.mp4"] = chunks(4 * CHECK_BYTES)
+    site.special["/data/upload/1/a.mp4"] = chunks(4 * CHECK_BYTES)
     with pytest.raises(StorageError, match="No room"):
-        read(media, "/data/upload/a.mp4")
+        read(media, "/data/upload/1/a.mp4")
     assert 0 < small.most < small.size - SPARE_BYTES
     assert cached(media) == set()  # the part, which nobody could complete, takes no room
 
@@ -851,7 +1000,7 @@ def test_disk_that_is_too_small(store: Callable[..., MediaStore], site: Outside)
 
 def test_disk_that_fills_up(settings: Callable[..., Settings], site: Outside, tmp_path: Path) -> None:
     """A limit on file sizes makes the kernel refuse writes as a full disk does."""
-    site.files["/data/upload/a.mp4"] = MB
+    site.files["/data/upload/1/a.mp4"] = MB
     code = f"""
 import resource, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -863,8 +1012,10 @@ from ml_backend.core.settings import Settings
 class Client:
     url = {site.url!r}
     def auth_headers(self): return {{}}
+    def local_files_folders(self, project_id): return []
 try:
-    with MediaStore(Settings(_env_file=None, data_dir={str(tmp_path)!r}), Client()).open("/data/upload/a.mp4", 1): pass
+    store = MediaStore(Settings(_env_file=None, data_dir={str(tmp_path)!r}), Client())
+    with store.open("/data/upload/1/a.mp4", 1, 1): pass
 except StorageError as error:
     print(error)
 """
@@ -882,11 +1033,11 @@ def test_folder_that_cannot_be_made(store: Callable[..., MediaStore], site: Outs
 
 def test_odd_suffixes_do_not_reach_the_disk(store: Callable[..., MediaStore], site: Outside) -> None:
     for uri in (
-        "/data/upload/a.lock",
-        "/data/upload/b.json",
-        "/data/upload/c.part",
-        "/data/upload/d.m%00",
-        "/data/upload/e",
+        "/data/upload/1/a.lock",
+        "/data/upload/1/b.json",
+        "/data/upload/1/c.part",
+        "/data/upload/1/d.m%C3%A9",
+        "/data/upload/1/e",
     ):
         site.files[uri] = MB
         media = store()
@@ -897,7 +1048,7 @@ def test_odd_suffixes_do_not_reach_the_disk(store: Callable[..., MediaStore], si
 
 @pytest.mark.slow
 def test_a_server_that_is_away_is_asked_for_one_video_only(store: Callable[..., MediaStore], foreign: Outside) -> None:
-    media = store(media_allowed_hosts="127.0.0.1")
+    media = store(media_allowed_hosts="127.0.0.1:*")
     with pytest.raises(MediaUnavailable, match="ConnectError"):
         read(media, "http://127.0.0.1:9/a.mp4")
     begun = time.monotonic()

@@ -151,7 +151,7 @@ class Patterns:
             bank,
             embedder.model_id,
             embedder=lambda: use_embedder(embedder, self._settings),
-            open_video=lambda stored: self._container.media.open(stored.uri, stored.task_id),
+            open_video=lambda stored: self._container.media.open(stored.uri, stored.task_id, project_id),
             tasks=open_tasks,
             limit=limit,
             trained=models.trained is not None,
