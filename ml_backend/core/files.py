@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import re
-import tempfile
+import secrets
 import threading
 import unicodedata
 from collections.abc import Collection, Iterator
@@ -74,15 +74,11 @@ def atomic_binary_writer(path: Path) -> Iterator[IO[bytes]]:
         StorageError: the disk is full or the folder is not writable.
     """
     make_folder(path.parent)
+    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
+        # Not tempfile's, which nobody else may read whatever the umask.
+        with temporary.open("xb") as file:
             yield file
-        temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
         raise storage_error(path, error) from error

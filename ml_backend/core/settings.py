@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ml_backend.core.errors import ConfigError
@@ -34,7 +35,19 @@ def _reject_removed_engine(value: object) -> object:
 def _http_url(value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise ValueError("it must begin with http:// or https://")
+    if "@" in value:  # it is shown to people, and part of links
+        raise ValueError("it must not contain a user or a password")
     return value.rstrip("/")
+
+
+def _database_url(value: str) -> str:
+    # As strict as SQLAlchemy, which takes a moment to load.
+    if value and not re.match(r"[\w+]+://([^/@]*@)?([^/:@]*|\[[^/\]]*\])(:\d+)?(/|\?|$)", value):
+        raise ValueError(
+            "it must be an SQLAlchemy URL such as postgresql+psycopg://user:password@host:5432/database, with special "
+            "characters of user and password percent-encoded"
+        )
+    return value
 
 
 def _redis_url(value: str) -> str:
@@ -130,6 +143,11 @@ class Settings(BaseSettings):
         "", description="With BASIC_AUTH_PASS: credentials for every route but /health and /ready."
     )
     basic_auth_pass: SecretStr = Field(SecretStr(""), description="See BASIC_AUTH_USER.")
+    allow_anonymous: bool = Field(
+        False,
+        description="Serve other machines without BASIC_AUTH_USER and BASIC_AUTH_PASS: whoever reaches the port can "
+        "then see and change everything.",
+    )
     allowed_hosts: Names = Field(
         (),
         description="Comma-separated host names at which browsers may reach this service, besides IP addresses, "
@@ -139,7 +157,9 @@ class Settings(BaseSettings):
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         "redis://localhost:6379/0", description="Queue; `unix:///path.sock` works too."
     )
-    database_url: str = Field("", description="SQLAlchemy URL of an installed driver; empty: SQLite in DATA_DIR.")
+    database_url: Annotated[str, AfterValidator(_database_url)] = Field(
+        "", description="SQLAlchemy URL of an installed driver; empty: SQLite in DATA_DIR."
+    )
     data_dir: Folder = Field(Path("data"), description="Databases, caches, weights, outputs, the local stack's files.")
     upload_max_gb: float = Field(10.0, gt=0, description="Largest video that the control room accepts.")
     outputs_gb: float = Field(
@@ -258,6 +278,14 @@ class Settings(BaseSettings):
         (), description="Comma-separated queues of a worker, in order; empty: all."
     )
 
+    @model_validator(mode="after")
+    def _check_credentials(self) -> Settings:
+        password = self.basic_auth_pass.get_secret_value()
+        if bool(self.basic_auth_user) != bool(password):
+            missing, other = ("USER", "PASS") if password else ("PASS", "USER")
+            raise ValueError(f"BASIC_AUTH_{missing} is missing, while BASIC_AUTH_{other} is set: set both or neither")
+        return self
+
     @property
     def basic_auth(self) -> tuple[str, str] | None:
         """User and password; ``None`` if none are required."""
@@ -317,8 +345,8 @@ def _warn_of_retired() -> None:
 
 def describe_invalid_settings(error: ValidationError) -> str:
     """Return a sentence for each invalid setting."""
-    return " ".join(
-        f"The setting {'.'.join(map(str, problem['loc'])).upper()} is invalid: "
-        f"{problem['msg'].removeprefix('Value error, ')}."
-        for problem in error.errors()
-    )
+    sentences = []
+    for problem in error.errors():
+        setting, text = ".".join(map(str, problem["loc"])).upper(), problem["msg"].removeprefix("Value error, ")
+        sentences.append(f"The setting {setting} is invalid: {text}." if setting else f"{text}.")
+    return " ".join(sentences)

@@ -20,6 +20,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from ml_backend.core.errors import StorageError
 from ml_backend.core.timestamps import ensure_utc
+from ml_backend.core.urls import shown_url
 from ml_backend.db.migrations import upgrade
 from ml_backend.db.tables import (
     annotation_tasks,
@@ -60,15 +61,17 @@ class Storage:
         try:
             parsed = make_url(url)
             parsed.get_dialect().import_dbapi()
-        except (SQLAlchemyError, ImportError) as error:
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            # SQLAlchemy's message may have the password.
+            reason = str(error) if isinstance(error, ImportError) else "it is malformed, or of an unknown kind"
             raise StorageError(
-                f"The database URL cannot be used: {error}.",
+                f"The database URL {shown_url(url)} cannot be used: {reason}.",
                 "Set DATABASE_URL to an SQLAlchemy URL whose driver is installed, or leave it empty.",
             ) from error
         self._sqlite = parsed.get_backend_name() == "sqlite"
         if self._sqlite and parsed.database:
             try:
-                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+                Path(parsed.database).parent.mkdir(0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise StorageError(
                     f"The folder of {parsed.database} cannot be created: {error.strerror}.", "Set DATA_DIR elsewhere."

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ml_backend.core.errors import ConfigError, PredictionFailed, QueueUnavailable
 from ml_backend.core.settings import QUEUES, Settings
 from ml_backend.core.timestamps import ensure_utc
+from ml_backend.core.urls import shown_url
 
 if TYPE_CHECKING:  # slow imports that start-up does not need
     from redis import Redis
@@ -103,7 +104,10 @@ def connect(settings: Settings, *, timeout: float | None = 1.0, patience_s: int 
     try:
         return Redis.from_url(settings.redis_url, socket_connect_timeout=0.5, socket_timeout=timeout, **retry)
     except ValueError as error:
-        raise ConfigError(f"The setting REDIS_URL is wrong: {error}.", "Correct it and restart.") from error
+        raise ConfigError(
+            f"The setting REDIS_URL is wrong: {shown_url(settings.redis_url)} is no address of a Redis ({error}).",
+            "Correct it and restart.",
+        ) from error
 
 
 class JobQueue:
@@ -153,8 +157,7 @@ class JobQueue:
             yield
         except (RedisError, OSError) as error:
             raise QueueUnavailable(
-                f"The queue does not answer at {self.settings.redis_url.rsplit('@', 1)[-1]} "
-                f"({error.__class__.__name__}).",
+                f"The queue does not answer at {shown_url(self.settings.redis_url)} ({error.__class__.__name__}).",
                 "Start Redis, or set REDIS_URL to its address, and try again. Nothing is lost.",
             ) from error
 

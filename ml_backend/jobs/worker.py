@@ -28,6 +28,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 
 from ml_backend.core.errors import BackendError, QueueUnavailable
+from ml_backend.core.private_files import keep_files_private
 from ml_backend.core.settings import QUEUES, Settings, get_settings
 from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.known_job import KnownJob
@@ -247,6 +248,7 @@ def main() -> int:
     except BackendError as error:
         print(error, file=sys.stderr)
         return 1
+    keep_files_private(settings.data_dir)
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "rq.worker"):  # jobs log what they did
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -27,6 +27,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from ml_backend.core.errors import Interrupted, MediaError, MediaRefused, MediaUnavailable, StorageError, VideoError
 from ml_backend.core.settings import Settings
+from ml_backend.core.urls import shown_url
 
 if TYPE_CHECKING:
     import httpx
@@ -344,7 +345,7 @@ class MediaStore:
         except (httpx.TooManyRedirects, httpx.UnsupportedProtocol) as error:
             raise MediaError("The video's address redirects in circles or to something that is not http.") from error
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise MediaError(f"The address {public_uri(source.url)[:200]!r} is malformed: {error}.") from error
+            raise MediaError(f"The address {shown_url(source.url)[:200]!r} is malformed.") from error
         except httpx.HTTPError as error:
             where = _server(source.url)
             raise MediaUnavailable(
@@ -526,7 +527,7 @@ def _split(uri: str) -> SplitResult:
         parts.port  # noqa: B018 - read for its check
         uri.encode()
     except ValueError as error:
-        raise MediaError(f"The address {uri[:200]!r} is malformed: {error}.", "Correct it in the task.") from error
+        raise MediaError(f"The address {shown_url(uri)[:200]!r} is malformed.", "Correct it in the task.") from error
     return parts
 
 

@@ -10,7 +10,7 @@ from flask import Response, json, jsonify, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 
-from ml_backend.core.errors import BackendError
+from ml_backend.core.errors import BackendError, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,8 @@ def as_backend_error(error: Exception) -> tuple[BackendError, int]:
         level = logging.ERROR if error.http_status >= 500 else logging.WARNING
         log.log(level, "%s: %s", request.path, error)
         return error, error.http_status
+    if type(error).__module__.startswith("gunicorn.http."):  # raised where the body is read
+        return RequestError(f"The body cannot be read: {type(error).__name__}.", "Send it whole, in valid chunks."), 400
     log.exception("%s failed", request.path, exc_info=error)
     return INTERNAL_ERROR, 500
 

@@ -15,6 +15,7 @@ from typing import Any
 from ml_backend.core.errors import BackendError, ConfigError, StorageError, WeightsError
 from ml_backend.core.files import atomic_binary_writer, file_sha256
 from ml_backend.core.settings import Settings
+from ml_backend.core.urls import shown_url
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Artifacts:
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.artifacts_url or str(settings.data_dir / "artifacts")
+        self._shown = shown_url(self._url)
         self._cache = settings.data_dir / "artifact-cache"
         self._copies = bool(settings.artifacts_url)
         self._configured = Path(settings.yolo_weights)
@@ -51,7 +53,7 @@ class Artifacts:
                 self._fs, self._root = fsspec.core.url_to_fs(self._url, use_listings_cache=False)
             except (ImportError, ValueError, OSError) as error:
                 raise ConfigError(
-                    f"ARTIFACTS_URL {self._url!r} cannot be used: {error}.",
+                    f"ARTIFACTS_URL {self._shown!r} cannot be used: {error}.",
                     "Give a folder, or an fsspec URL such as s3://bucket/folder with its package installed.",
                 ) from error
         return self._fs
@@ -88,7 +90,7 @@ class Artifacts:
                 fs.put_file(str(path), place)  # stores of objects show whole ones only
         except Exception as error:
             raise StorageError(
-                f"{name} could not be stored at {self._url}: {error}.",
+                f"{name} could not be stored at {self._shown}: {error}.",
                 "Free disk space, or check ARTIFACTS_URL; the next attempt resumes the training from there.",
             ) from error
         return digest
@@ -115,7 +117,7 @@ class Artifacts:
             digest = file_sha256(path)
         except OSError as error:
             raise WeightsError(
-                f"{name} is not at {self._url}: {error.strerror}.",
+                f"{name} is not at {self._shown}: {error.strerror}.",
                 "Restore it, check ARTIFACTS_URL, or switch to another version with scripts/versions.py.",
             ) from error
         if digest != sha256:
@@ -137,12 +139,12 @@ class Artifacts:
 
     def _gone(self, name: str) -> WeightsError:
         return WeightsError(
-            f"{name} is not at {self._url}.", "Restore it, or switch to another version with scripts/versions.py."
+            f"{name} is not at {self._shown}.", "Restore it, or switch to another version with scripts/versions.py."
         )
 
     def _damaged(self, name: str) -> WeightsError:
         return WeightsError(
-            f"{name} at {self._url} is damaged: it is not what was registered.",
+            f"{name} at {self._shown} is damaged: it is not what was registered.",
             "Restore it, or switch to another version with scripts/versions.py.",
         )
 
@@ -161,7 +163,7 @@ class Artifacts:
         except FileNotFoundError as error:
             raise self._gone(name) from error
         except Exception as error:
-            raise StorageError(f"{name} could not be fetched from {self._url}: {error}.") from error
+            raise StorageError(f"{name} could not be fetched from {self._shown}: {error}.") from error
 
     def write(self, name: str, data: bytes) -> None:
         """Store a small file.
@@ -189,7 +191,7 @@ class Artifacts:
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise StorageError(f"{name} could not be read from {self._url}: {error}.") from error
+            raise StorageError(f"{name} could not be read from {self._shown}: {error}.") from error
 
     def exists(self, name: str) -> bool:
         """Return whether a file exists.
@@ -201,7 +203,7 @@ class Artifacts:
         try:
             return bool(fs.exists(f"{self._root}/{name}"))
         except Exception as error:
-            raise StorageError(f"{self._url} does not answer: {error}.", "Check ARTIFACTS_URL.") from error
+            raise StorageError(f"{self._shown} does not answer: {error}.", "Check ARTIFACTS_URL.") from error
 
     def remove(self, name: str, sha256: str = "") -> bool:
         """Remove a file and return whether it is gone; a file that does not exist counts as removed.
@@ -215,7 +217,7 @@ class Artifacts:
         except FileNotFoundError:
             pass
         except Exception as error:  # noqa: BLE001 - every store raises its own
-            log.warning("%s was not removed from %s: %s", name, self._url, error)
+            log.warning("%s was not removed from %s: %s", name, self._shown, error)
             return False
         copy = self.local_path(name, sha256)
         if sha256 and self._copies and not self._is_configured(copy):

@@ -11,6 +11,7 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
+from sqlalchemy.engine import make_url
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.settings import RETIRED, Settings, describe_invalid_settings, get_settings
@@ -25,14 +26,46 @@ from tests.builders import ROOT
         ("REDIS_URL", "localhost:6379", "The setting REDIS_URL is invalid: it must begin with redis://"),
         ("LABEL_STUDIO_URL", "localhost:8080", "The setting LABEL_STUDIO_URL is invalid: it must begin with http://"),
         ("LABEL_STUDIO_PUBLIC_URL", "label.example", "The setting LABEL_STUDIO_PUBLIC_URL is invalid"),
+        ("LABEL_STUDIO_URL", "http://me:secret@ls", "LABEL_STUDIO_URL is invalid: it must not contain a user"),
+        ("BACKEND_URL", "http://me:secret@ls", "BACKEND_URL is invalid: it must not contain a user"),
+        ("BASIC_AUTH_USER", "me", "^BASIC_AUTH_PASS is missing, while BASIC_AUTH_USER is set"),
+        ("BASIC_AUTH_PASS", "secret", "^BASIC_AUTH_USER is missing, while BASIC_AUTH_PASS is set"),
+        ("DATABASE_URL", "postgresql:/me:secret@host/db", "DATABASE_URL is invalid: it must be an SQL"),
+        ("DATABASE_URL", "postgresql://me:se/cret@host/db", "DATABASE_URL is invalid: it must be an SQL"),
+        (
+            "DATABASE_URL",
+            "postgresql://me:secret@host:port/db",
+            "DATABASE_URL is invalid: it must be an SQL",
+        ),
+        ("DATABASE_URL", "nonsense", "DATABASE_URL is invalid: it must be an SQL"),
     ],
 )
 def test_wrong_setting(name: str, value: str, text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(name, value)
     get_settings.cache_clear()
-    with pytest.raises(ConfigError, match=text):
+    with pytest.raises(ConfigError, match=text) as failure:
         get_settings()
+    assert "secret" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "sqlite:///relative/db.sqlite3",
+        "sqlite:////absolute/my db.sqlite3",
+        "sqlite://",
+        "postgresql+psycopg://me:s%2Fcret@host:5432/db?sslmode=require",
+        "postgresql://[::1]:5432/db",
+        "postgresql:///db?host=/run/postgresql",
+        "mysql+pymysql://host/db",
+    ],
+)
+def test_databases(settings: Callable[..., Settings], url: str) -> None:
+    if url:
+        make_url(url)
+    assert settings(database_url=url).database_url == url
 
 
 def test_log_level_in_small_letters(settings: Callable[..., Settings]) -> None:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
+from ml_backend.cli.dev_stack.preflight import ROOT, free_port
+from ml_backend.core.errors import ConfigError
 from ml_backend.core.settings import Settings
 from ml_backend.server.app import create_app
+from ml_backend.server.exposure import check_exposure
+from ml_backend.server.origin_checks import MAX_TRIES, TRIES_S
+from tests.builders import environment
 
 ROUTES = [
     ("GET", "/"),
@@ -50,9 +61,69 @@ def test_every_route_asks_for_credentials(client: Callable[..., FlaskClient]) ->
         assert browser.open(route, method=method, headers=basic("user", "secret")).status_code != 401, route
 
 
-@pytest.mark.parametrize(("user", "password"), [("", ""), ("user", ""), ("", "secret")])
-def test_off_unless_both_are_set(client: Callable[..., FlaskClient], user: str, password: str) -> None:
-    assert client(user, password).get("/").status_code == 200
+def test_off_if_none_is_set(client: Callable[..., FlaskClient]) -> None:
+    assert client().get("/").status_code == 200
+
+
+def test_wrong_passwords_are_slowed_by_address(client: Callable[..., FlaskClient], monkeypatch: Any) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    browser, right = client("user", "secret"), basic("user", "secret")
+    other = {"REMOTE_ADDR": "192.0.2.7"}
+    for attempt in range(MAX_TRIES):
+        assert browser.get("/", headers=right).status_code == 200, "until then"
+        assert browser.get("/").status_code == 401, "a browser's first request has none"
+        assert browser.get("/", headers=basic("user", f"wrong {attempt}")).status_code == 401
+        now += 1
+    for headers in (right, basic("user", "wrong")):
+        refused = browser.get("/api/jobs", headers=headers)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, str(round(TRIES_S) - MAX_TRIES))
+        assert browser.get("/", headers=headers).status_code == 429
+    assert browser.get("/health", headers=right).status_code == 200
+    assert browser.get("/", headers=right, environ_base=other).status_code == 200
+    now += TRIES_S - MAX_TRIES
+    assert browser.get("/", headers=right).status_code == 200
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[..., None]]:
+    """Open a socket as a server does."""
+    with contextlib.ExitStack() as stack:
+
+        def open_socket(address: str, family: socket.AddressFamily = socket.AF_INET) -> None:
+            listener = stack.enter_context(socket.socket(family))
+            listener.bind((address, 0))
+            listener.listen()
+
+        yield open_socket
+
+
+def test_without_credentials_only_this_machine_is_served(
+    settings: Callable[..., Settings], listen: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    listen("127.0.0.1")
+    listen("127.0.0.2")
+    check_exposure(settings())
+    listen("0.0.0.0")
+    with pytest.raises(ConfigError, match=r"listens at 0\.0\.0\.0 without credentials") as failure:
+        check_exposure(settings())
+    assert "BASIC_AUTH_USER" in failure.value.hint
+    assert not caplog.messages
+    check_exposure(settings(basic_auth_user="me", basic_auth_pass="secret"))
+    assert not caplog.messages
+    check_exposure(settings(allow_anonymous=True))
+    assert "without credentials" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_refused_start_says_why_in_one_line(settings: Callable[..., Settings]) -> None:
+    command = [sys.executable, "-m", "gunicorn", "ml_backend.wsgi:app", "--bind", f"0.0.0.0:{free_port()}"]
+    done = subprocess.run(
+        command, env=environment(settings()), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 3
+    assert "ALLOW_ANONYMOUS=true" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_health_asks_for_none_and_tells_nothing(client: Callable[..., FlaskClient]) -> None:

@@ -22,6 +22,7 @@ from ml_backend.cli.dev_stack.smoke import run_smoke
 from ml_backend.cli.dev_stack.stack import Stack, StackOptions
 from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.errors import BackendError
+from ml_backend.core.private_files import keep_files_private
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,6 +53,7 @@ def main(port: int, label_studio_port: int, data_dir: Path, no_demo: bool, smoke
         stop_on_signals(lambda: None)
         sys.exit(run_smoke(reporter))
     check_start(data_dir.absolute(), port, label_studio_port)
+    keep_files_private(data_dir)
     options = StackOptions(data_dir.absolute(), port, label_studio_port, redis_url=os.environ.get("REDIS_URL", ""))
     run(Stack(options, reporter), demo=not no_demo)
 

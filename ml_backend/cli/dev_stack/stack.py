@@ -38,6 +38,7 @@ from ml_backend.cli.dev_stack.state import (
 )
 from ml_backend.core.errors import LabelStudioError
 from ml_backend.core.settings import QUEUES, Settings
+from ml_backend.core.urls import shown_url
 from ml_backend.label_studio.client import LabelStudioClient, create_token
 
 #: Seconds. Creating the database takes 20 to 45 s, more on a slow disk.
@@ -167,7 +168,7 @@ class Stack:
             self.redis.wait_ready(60, tick)
         elif not redis_is_up(self.redis_url):
             raise StartError(
-                f"Redis is not reachable at {self.redis_url.rsplit('@', 1)[-1]} (REDIS_URL).",
+                f"Redis is not reachable at {shown_url(self.redis_url)} (REDIS_URL).",
                 "Start it, or unset REDIS_URL to run a Redis here.",
             )
 

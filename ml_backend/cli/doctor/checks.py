@@ -19,6 +19,7 @@ import httpx
 from ml_backend.cli.dev_stack.preflight import RUN_GB, check_disk, check_writable
 from ml_backend.core.errors import BackendError, ConfigError, LabelStudioError
 from ml_backend.core.settings import Settings
+from ml_backend.core.urls import shown_url
 from ml_backend.label_studio.client import (
     LOCAL_IP_HINT,
     LabelStudioClient,
@@ -235,7 +236,7 @@ def queue(target: Target) -> Iterator[Finding]:
     from ml_backend.jobs.queue import JobQueue
 
     jobs = JobQueue(target.settings)
-    shown = target.settings.redis_url.rsplit("@", 1)[-1]
+    shown = shown_url(target.settings.redis_url)
     jobs.ping()
     try:
         facts: Any = jobs.connection.info()
@@ -278,7 +279,7 @@ def database(target: Target) -> Iterator[Finding]:
     from ml_backend.db.tables import metadata
 
     storage = Storage(target.settings.database)
-    shown = sa.make_url(target.settings.database).render_as_string(hide_password=True)
+    shown = shown_url(target.settings.database)
     table = metadata.sorted_tables[0]
     try:
         with storage.engine.connect() as connection, connection.begin() as transaction:
