@@ -22,6 +22,10 @@ SAFE_FORMATS = (
 )  # fmt: skip
 # Larger frames are a mistake or an attack: a BGR frame of this size already takes 200 MB (8K video has 33 MP).
 MAX_PIXELS = 67_000_000
+# The size may change in mid-stream, as that of calls does with the line. Decoders keep a dozen frames and more, so that
+# it must not grow beyond 4K, or what the file states: a file of 0.4 MB took 1.6 GB.
+GROWN_PIXELS = 10_000_000
+_BLOCK = 128
 _REENCODE = "Re-encode it, e.g. `ffmpeg -i INPUT -c:v libx264 -pix_fmt yuv420p -r 30 OUTPUT.mp4`."
 _ANOTHER = "Provide a video file, e.g. MP4 with H.264."
 
@@ -101,9 +105,14 @@ def _select_stream(file: Path, container: Any) -> Any:
     stream = played(container, streams)
     if stream.codec_context is None:
         raise VideoError(f"{file.name} uses a video codec that cannot be decoded here.", _REENCODE)
-    if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-        size = f"{stream.codec_context.width}x{stream.codec_context.height}"
-        raise VideoError(f"{file.name} has frames of {size} pixels, which is too large.", "Scale it down first.")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MAX_PIXELS:
+        raise VideoError(
+            f"{file.name} has frames of {width}x{height} pixels, which is too large.", "Scale it down first."
+        )
+    # Decoders count whole blocks.
+    stated = (width + _BLOCK) * (height + _BLOCK) if width and height else MAX_PIXELS
+    stream.codec_context.options = {"max_pixels": str(max(stated, GROWN_PIXELS))}
     return stream
 
 

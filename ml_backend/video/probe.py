@@ -268,7 +268,9 @@ def decode(
         except av.error.FFmpegError as error:
             skipped += 1
             if skipped == 1:
-                log.warning("%s: packet %d is damaged: %s", Path(container.name).name, number, error)
+                log.warning(
+                    "%s: packet %d is damaged, or its frame is too large: %s", Path(container.name).name, number, error
+                )
             continue
         yield from frames
     if skipped > 1:

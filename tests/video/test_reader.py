@@ -340,3 +340,16 @@ def test_single_frames_of_a_damaged_file(tmp_path: Path, caplog: pytest.LogCaptu
     assert "3 of 6 requested frames cannot be decoded, the first is 40" in caplog.text
     with pytest.raises(VideoError, match="none of the 2 requested frames can be decoded"):
         list(read_at(path, None, [95, 119]))
+
+
+def test_a_size_that_grows_in_mid_stream(tmp_path: Path) -> None:
+    """As that of calls does with the line; beyond 4K, a file of 0.4 MB took gigabytes."""
+    quick = {"preset": "ultrafast", "tune": "zerolatency"}
+    parts = [
+        make_video(tmp_path / f"{width}.h264", frames=frames, size=(width, height), container="h264", options=quick)
+        for frames, width, height in ((40, 320, 240), (3, 1280, 720), (3, 4096, 2560))
+    ]
+    path = join(tmp_path / "all.h264", *parts)
+    assert [number for _, number in numbers(path)] == [*range(40), 0, 1, 2]
+    large = make_video(tmp_path / "large.mp4", frames=3, size=(4096, 2560), options=quick)
+    assert [number for _, number in numbers(large)] == [0, 1, 2], "a file may state it"
