@@ -231,10 +231,27 @@ class Storage:
 
         self._write(write)
 
-    def pending(self, kind: str, project_id: int) -> dict[int, str]:
-        """Return the revision of pending work by task; see :meth:`settle`."""
+    def note_project_pending(self, kind: str, project_id: int) -> None:
+        """Record work to do on the whole project, in place of that on single tasks."""
         matches = (pending.c.kind == kind) & (pending.c.project_id == project_id)
-        query = sa.select(pending.c.task_id, pending.c.revision).where(matches).order_by(pending.c.task_id)
+        row = {"kind": kind, "project_id": project_id, "task_id": 0, "revision": uuid.uuid4().hex}
+
+        def write(connection: Connection) -> None:
+            connection.execute(sa.delete(pending).where(matches))
+            connection.execute(sa.insert(pending).values(**row))
+
+        self._write(write)
+
+    def count_pending(self, kind: str, project_id: int) -> int:
+        """Return the number of a project's tasks with pending work."""
+        matches = (pending.c.kind == kind) & (pending.c.project_id == project_id)
+        with self.guard(), self.engine.connect() as connection:
+            return connection.scalar(sa.select(sa.func.count()).select_from(pending).where(matches)) or 0
+
+    def pending(self, kind: str, project_id: int, limit: int | None = None) -> dict[int, str]:
+        """Return the revision of pending work by task, lowest ids first; see :meth:`settle`."""
+        matches = (pending.c.kind == kind) & (pending.c.project_id == project_id)
+        query = sa.select(pending.c.task_id, pending.c.revision).where(matches).order_by(pending.c.task_id).limit(limit)
         with self.guard(), self.engine.connect() as connection:
             return {row.task_id: row.revision for row in connection.execute(query)}
 

@@ -6,19 +6,21 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rq import get_current_job
 
+from ml_backend.core.errors import Postponed
+from ml_backend.core.timestamps import ensure_utc
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.delivery import deliver, deliver_one, deliver_partial
 from ml_backend.jobs.learn import read_annotations_once
 from ml_backend.jobs.progress import PreviewThrottle, VideoProgress
 from ml_backend.jobs.project_models import ProjectModels
-from ml_backend.jobs.queue import ALL_TASKS, FAILED_PAUSE
+from ml_backend.jobs.queue import ALL_TASKS, JobQueue, state_of
 from ml_backend.jobs.task_plan import PlannedVideo, TaskPlan, cached_label_config, plan_for, tracks_key
 from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
@@ -36,9 +38,19 @@ log = logging.getLogger(__name__)
 WHOLE_PROJECT_PAUSE = timedelta(minutes=10)
 
 
+#: Tasks whose preparation is requested at once: these jobs go before all others but drawn boxes.
+PREPARE_BATCH = 100
+
+
+class MoreToPrepare(Postponed):
+    """The other tasks of a project follow once other jobs have had their turn."""
+
+    delay_s = 3
+
+
 @job
 def prepare_many(container: Container, project_id: int, task_ids: Sequence[int] | None = None) -> None:
-    """Request the preparation of a project's pending tasks.
+    """Request the preparation of a project's pending tasks, so many at once that other work is not held up.
 
     If the whole project is pending, these are the tasks that have neither annotations nor predictions.
 
@@ -47,19 +59,35 @@ def prepare_many(container: Container, project_id: int, task_ids: Sequence[int] 
     """
     if task_ids is not None:
         container.storage.note_pending("prepare", project_id, task_ids or (ALL_TASKS,))
-    while waiting := container.storage.pending("prepare", project_id):
+    storage, client, done = container.storage, container.client, 0
+    while waiting := storage.pending("prepare", project_id, PREPARE_BATCH):
+        if done + len(waiting) > PREPARE_BATCH:
+            raise MoreToPrepare(f"{done} tasks of project {project_id} are being prepared.", "Wait: the others follow.")
         try:
-            tasks = set(waiting) - {ALL_TASKS}
             if ALL_TASKS in waiting:
-                states = container.client.list_task_states(project_id)
-                tasks |= {state.id for state in states if not state.annotations and not state.predictions}
-            for task_id in sorted(tasks):
-                # What has failed is not tried again each time that somebody asks for the whole project.
-                pause = FAILED_PAUSE if task_id in waiting else WHOLE_PROJECT_PAUSE
-                container.queue.request_prepare(project_id, task_id, pause)
+                states = client.list_task_states(project_id)
+                tasks = [state.id for state in states if not state.annotations and not state.predictions]
+                storage.note_pending("prepare", project_id, _not_failed_lately(container.queue, tasks))
+                waiting = {ALL_TASKS: waiting[ALL_TASKS]}
+            else:
+                done += len(waiting)
+                missing = set(client.missing_tasks(project_id, waiting))  # events may name anything
+                for task_id in sorted(waiting.keys() - missing):
+                    container.queue.request_prepare(project_id, task_id)
         except NotFound:
             log.info("Project %s was deleted; nothing to prepare.", project_id)
-        container.storage.settle("prepare", project_id, waiting)
+        storage.settle("prepare", project_id, waiting)
+
+
+def _not_failed_lately(queue: JobQueue, task_ids: Sequence[int]) -> list[int]:
+    """Return the tasks without those that failed: they are not tried again each time that the whole project is."""
+    since = datetime.now(timezone.utc) - WHOLE_PROJECT_PAUSE
+    failed: set[str] = set()
+    for start in range(0, len(task_ids), PREPARE_BATCH):
+        with queue.guard():
+            jobs = queue.fetch_many([f"prepare-{task_id}" for task_id in task_ids[start : start + PREPARE_BATCH]])
+        failed |= {job.id for job in jobs if state_of(job) == "failed" and ensure_utc(job.ended_at or since) > since}
+    return [task_id for task_id in task_ids if f"prepare-{task_id}" not in failed]
 
 
 @job

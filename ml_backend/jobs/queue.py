@@ -167,9 +167,9 @@ class JobQueue:
 
     # -- requests
 
-    def request_prepare(self, project_id: int, task_id: int, pause: timedelta = FAILED_PAUSE) -> JobRequest:
+    def request_prepare(self, project_id: int, task_id: int) -> JobRequest:
         """Request a job that probes a task's videos, stores their frame rate in it, and requests its prediction."""
-        return self.request("prepare", "prepare_task", [project_id, task_id], f"prepare-{task_id}", pause=pause)
+        return self.request("prepare", "prepare_task", [project_id, task_id], f"prepare-{task_id}")
 
     def request_prepare_many(self, project_id: int, task_ids: Sequence[int]) -> JobRequest:
         """Request one job that prepares many tasks; no ids means those without annotations and predictions."""

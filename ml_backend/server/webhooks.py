@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ml_backend.core.errors import BackendError, RequestError
 from ml_backend.db.storage import Storage
-from ml_backend.jobs.queue import JobQueue
+from ml_backend.jobs.queue import ALL_TASKS, JobQueue
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,8 @@ _ANNOTATION_ACTIONS = frozenset(
     f"ANNOTATION{plural}_{verb}" for plural in ("", "S") for verb in ("CREATED", "UPDATED", "DELETED")
 )
 QUEUED_EVENTS = frozenset({"TASKS_CREATED", "TASKS_DELETED", "START_TRAINING"}) | _ANNOTATION_ACTIONS
+#: Ids that an event may name, and tasks that events may leave pending in a project. More stand for the whole project.
+MAX_IDS, MAX_PENDING = 1000, 10_000
 #: Seconds for which events are batched before they are queued.
 BATCH_S = 0.2
 
@@ -37,6 +39,8 @@ class Event:
 def parse_event(body: Any) -> Event:
     """Extract ids from a webhook's body. Everything but ``action`` may be missing.
 
+    An event that names more than :data:`MAX_IDS` stands for the whole project.
+
     Raises:
         RequestError: the body is not an object with an ``action``.
     """
@@ -47,12 +51,10 @@ def parse_event(body: Any) -> Event:
     action = body["action"]
     annotations = _items(body, "annotation", "annotations")
     tasks = _ids(_items(body, "task", "tasks")) + _ids([a.get("task") for a in annotations if isinstance(a, Mapping)])
-    return Event(
-        action=action[:64],
-        project_id=_id(body.get("project")),
-        task_ids=tuple(dict.fromkeys(tasks)),
-        annotation_ids=tuple(dict.fromkeys(_ids(annotations))),
-    )
+    task_ids, annotation_ids = tuple(dict.fromkeys(tasks)), tuple(dict.fromkeys(_ids(annotations)))
+    if max(len(task_ids), len(annotation_ids)) > MAX_IDS:
+        task_ids, annotation_ids = (ALL_TASKS,), ()
+    return Event(action[:64], _id(body.get("project")), task_ids, annotation_ids)
 
 
 def _items(body: Mapping[str, Any], singular: str, plural: str) -> list[Any]:
@@ -114,9 +116,9 @@ class WebhookReceiver:
             if project_id is None:
                 return set()
             for kind in kinds:
-                storage.note_pending(kind, project_id, event.task_ids if kind == "prepare" and event.task_ids else (0,))
+                self._note(kind, project_id, event.task_ids if kind == "prepare" and event.task_ids else (ALL_TASKS,))
             return {(kind, project_id) for kind in kinds}
-        if project_id is not None and len(event.task_ids) == 1:
+        if project_id is not None and len(event.task_ids) == 1 and event.annotation_ids:
             storage.note_annotations(project_id, event.task_ids[0], event.annotation_ids)
         # Deletion events name only annotations, and may lack the project.
         tasks = storage.tasks_of_annotations(event.annotation_ids)
@@ -124,8 +126,14 @@ class WebhookReceiver:
             tasks |= dict.fromkeys(event.task_ids, project_id)
         projects = set(tasks.values())
         for project in projects:
-            storage.note_pending("learn", project, [task for task, owner in tasks.items() if owner == project])
+            self._note("learn", project, [task for task, owner in tasks.items() if owner == project])
         return {("learn", project) for project in projects}
+
+    def _note(self, kind: str, project_id: int, task_ids: Sequence[int]) -> None:
+        if ALL_TASKS in task_ids or self._storage.count_pending(kind, project_id) + len(task_ids) > MAX_PENDING:
+            self._storage.note_project_pending(kind, project_id)
+        else:
+            self._storage.note_pending(kind, project_id, task_ids)
 
     def flush(self) -> None:
         """Queue the jobs recorded since the last call. Queueing one twice makes no second job."""

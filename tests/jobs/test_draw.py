@@ -32,10 +32,11 @@ def run(site: Callable[..., Site], work: Callable[[Site], Container]) -> Callabl
     """Run a function on task 1 as a worker does; return its job."""
     made = site()
     write_scene(made.videos / "scene.mp4")
+    project = made.project()
 
     def run(function: str, argument: Any, video: dict[str, Any]) -> Any:
         queue = made.queue.queues[INTERACTIVE]
-        job = queue.enqueue_call(f"ml_backend.jobs.draw.{function}", args=[7, 1, video, argument])
+        job = queue.enqueue_call(f"ml_backend.jobs.draw.{function}", args=[project, 1, video, argument])
         work(made)
         job.refresh()
         return job

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from ml_backend.core.errors import LabelStudioError, PredictionFailed, QueueUnavailable
-from ml_backend.jobs import container
+from ml_backend.jobs import container, predict
 from ml_backend.jobs.container import Container, get_container
 from ml_backend.label_studio.client import LabelStudioClient
 from tests.builders import (
@@ -639,3 +639,39 @@ def test_addresses_that_a_task_s_author_may_not_read(site: Make, work: Work) -> 
     here.predict(theirs, right)
     work(here)
     assert len(here.predictions(right)) == 1
+
+
+def test_events_of_many_tasks_hold_up_no_other_work(site: Make, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tasks that exist are prepared, some at once, and what others wait for comes between."""
+    monkeypatch.setattr(predict, "PREPARE_BATCH", 5)
+    monkeypatch.setattr(predict.MoreToPrepare, "delay_s", 3600)
+    here = site()
+    project = here.project()
+    rows = [{"video": "/data/local-files/?d=videos/none.mp4"}] * 8
+    here.client.sdk.projects.import_tasks(id=project, request=rows)
+    tasks = sorted(state.id for state in here.client.list_task_states(project))
+    nobodys = [tasks[-1] + 1_000_000 + n for n in range(6)]
+    here.queue.request_prepare_many(project, [*tasks, *nobodys])
+
+    def prepared() -> list[str]:
+        return sorted(job["id"] for job in here.queue.failed_jobs())  # there is no such video
+
+    work(here)
+    assert prepared() == sorted(f"prepare-{task}" for task in tasks[:5])
+    assert here.jobs()[f"prepare-many-{project}"] == "scheduled"
+    for _ in range(2):
+        here.hurry()
+        work(here)
+    assert prepared() == sorted(f"prepare-{task}" for task in tasks)
+    assert here.queue.storage.pending("prepare", project) == {}
+
+
+def test_a_frame_rate_that_no_video_has_is_refused(site: Make, work: Work) -> None:
+    """At 100,000 frames a second, ten seconds of video cost minutes."""
+    here = site()
+    project = here.project()
+    task = here.task(project, video=here.clip(), **(FACTS | {"fps": 100_000}))
+    assert here.predict(project, task) == [[]]
+    work(here)
+    assert "100000 frames per second are more than the 1000" in here.error()
+    assert here.predictions(task) == []

@@ -20,7 +20,8 @@ from ml_backend.db.storage import Storage
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import ALL_TASKS, JobQueue
 from ml_backend.jobs.training_scheduler import TrainingScheduler
-from ml_backend.server.webhooks import Event, WebhookReceiver, parse_event
+from ml_backend.server import webhooks
+from ml_backend.server.webhooks import MAX_IDS, Event, WebhookReceiver, parse_event
 from tests.builders import wait_for
 
 
@@ -195,3 +196,43 @@ def test_without_redis_nothing_is_forgotten(
     container.storage = storage
     TrainingScheduler(container).start_pending()
     assert jobs(redis_url) == [(7,)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"action": "TASKS_CREATED", "tasks": list(range(1, 60_000))},
+        {"action": "ANNOTATION_UPDATED", "task": {"id": 3}, "annotations": list(range(1, 60_000))},
+        {"action": "ANNOTATIONS_CREATED", "annotations": [{"id": n, "task": n} for n in range(1, MAX_IDS + 2)]},
+        {"action": "ANNOTATIONS_DELETED", "annotations": list(range(1, MAX_IDS + 2))},
+    ],
+    ids=lambda body: body["action"],
+)
+def test_a_body_with_many_ids_is_stored_as_the_whole_project(
+    receiver: WebhookReceiver, storage: Storage, body: dict[str, Any]
+) -> None:
+    """Whatever anybody may send, it costs a row and a job."""
+    event = parse_event(body | {"project": {"id": 7}})
+    receiver.receive(event)
+    kind = "prepare" if body["action"] == "TASKS_CREATED" else "learn"
+    assert set(storage.pending(kind, 7)) == {ALL_TASKS}
+    assert storage.annotated_projects() == []
+
+
+def test_as_many_ids_as_an_event_may_have_are_kept(receiver: WebhookReceiver, storage: Storage) -> None:
+    receiver.receive(parse_event({"action": "TASKS_CREATED", "project": 7, "tasks": list(range(1, MAX_IDS + 1))}))
+    assert set(storage.pending("prepare", 7)) == set(range(1, MAX_IDS + 1))
+
+
+def test_many_events_are_stored_as_the_whole_project(
+    receiver: WebhookReceiver, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "MAX_PENDING", 250)
+    for first in range(1, 200, 100):
+        receiver.receive(Event("TASKS_CREATED", 7, tuple(range(first, first + 100))))
+    assert len(storage.pending("prepare", 7)) == 200
+    seen = storage.pending("prepare", 7)
+    receiver.receive(Event("TASKS_CREATED", 7, tuple(range(1001, 1101))))
+    assert set(storage.pending("prepare", 7)) == {ALL_TASKS}
+    storage.settle("prepare", 7, seen)
+    assert set(storage.pending("prepare", 7)) == {ALL_TASKS}, "what is done stays apart from what was asked since"
