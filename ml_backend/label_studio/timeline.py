@@ -27,6 +27,9 @@ SEEK_STEP = 0.002
 #: Maximum frames of a timeline, 46 hours at 30 fps: a typo in a task must not exhaust memory.
 MAX_TIMELINE = 5_000_000
 
+#: Maximum frames per second: the player's seek grid tells no more than 500 apart, and cost grows with the rate.
+MAX_RATE = 1000.0
+
 _COMMON_RATES = (
     10.0,
     12.5,
@@ -144,7 +147,8 @@ def recommended_fps(times: Sequence[float] | npt.NDArray[Any], duration: float) 
         duration: of the video in seconds, as browsers report it.
 
     Returns:
-        At least 1, since Label Studio inverts smaller rates; 24, its default, for a video without duration.
+        At least 1, since Label Studio inverts smaller rates, and at most :data:`MAX_RATE`; 24, its default, for a video
+        without duration.
     """
     pts = np.asarray(times, dtype=np.float64)
     span = float(pts[-1] - pts[0]) if len(pts) > 1 else 0.0
@@ -154,8 +158,8 @@ def recommended_fps(times: Sequence[float] | npt.NDArray[Any], duration: float) 
         exact = len(pts) / duration
     else:
         return DEFAULT_FRAME_RATE
-    if exact < 1:
-        return 1.0
+    if not 1 <= exact <= MAX_RATE:
+        return min(max(exact, 1.0), MAX_RATE)
     wanted = np.arange(len(pts))
     frames_count = Timeline(exact, pts, duration).frames_count
     common = min(_COMMON_RATES, key=lambda rate: abs(rate - exact))
@@ -176,12 +180,17 @@ def video_timeline(path: Path | str, frame_rate: float | None = None) -> Timelin
 
     Raises:
         VideoError: the file cannot be decoded.
-        ConfigError: the rate is not positive, or gives more than :data:`MAX_TIMELINE` frames.
+        ConfigError: the rate is not positive, above :data:`MAX_RATE`, or gives more than :data:`MAX_TIMELINE` frames.
     """
     times, duration = frame_times(path), playback_duration(path)
     rate = recommended_fps(times, duration) if frame_rate is None else frame_rate
     if not rate > 0:
         raise ConfigError(f"{rate:g} is not a frame rate.", "Use frames per second, such as 25.")
+    if rate > MAX_RATE:
+        raise ConfigError(
+            f"{rate:g} frames per second are more than the {MAX_RATE:g} that a timeline may have.",
+            "Correct the task's frame rate, or the label config's frameRate.",
+        )
     if duration * rate > MAX_TIMELINE:
         raise ConfigError(
             f"At {rate:g} frames per second, {duration:g} s of video have more than {MAX_TIMELINE} frames.",

@@ -13,6 +13,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.core.types import UNLABELLED, Track
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.inference.pipeline import predict_video
+from ml_backend.label_studio import timeline
 from ml_backend.label_studio.label_config import VideoControl, parse_label_config
 from ml_backend.labeling.label_assignment import DetectorLabels
 from tests.builders import label_config, make_clip, make_tiny_yolo
@@ -198,10 +199,16 @@ def test_one_frame(tmp_path: Path, settings: Callable[..., Settings]) -> None:
     assert (result.frames, result.regions) == (1, [])
 
 
-@pytest.mark.parametrize("rate", [1e9, 1e300])
+@pytest.mark.parametrize("rate", [1000.5, 1e9, 1e300])
 def test_absurd_frame_rate(clip: Path, settings: Callable[..., Settings], rate: float) -> None:
-    with pytest.raises(ConfigError, match="of video have more than"):
+    with pytest.raises(ConfigError, match="frames per second are more than the 1000"):
         predict_video(clip, control("thing"), rate, settings(detector="motion"))
+
+
+def test_absurd_length(clip: Path, settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timeline, "MAX_TIMELINE", 1000)
+    with pytest.raises(ConfigError, match="of video have more than 1000 frames"):
+        predict_video(clip, control("thing"), 1000, settings(detector="motion"))
 
 
 def test_file_that_is_no_checkpoint(clip: Path, tmp_path: Path, settings: Callable[..., Settings]) -> None:

@@ -182,3 +182,9 @@ def test_wrong_input_is_named(arguments: tuple[Any, ...], message: str) -> None:
 def test_resample_checks_shapes() -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 4\)"):
         Timeline(25, [0.0], 1).resample([1, 2], boxes(3))
+
+
+@pytest.mark.parametrize(("rate", "recommended"), [(960, 960.0), (1000, 1000.0), (2000, 1000.0), (0.5, 1.0)])
+def test_the_recommended_rate_is_one_that_a_timeline_may_have(rate: float, recommended: float) -> None:
+    times = np.arange(40) / rate
+    assert recommended_fps(times, 40 / rate) == recommended
