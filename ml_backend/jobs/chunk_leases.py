@@ -18,8 +18,8 @@ from ml_backend.inference.chunks import VideoChunk, dump_frame_features, load_fr
 if TYPE_CHECKING:
     from redis.lock import Lock
 
+    from ml_backend.core.artifacts import Artifacts
     from ml_backend.jobs.queue import JobQueue
-    from ml_backend.training.artifacts import Artifacts
 
 log = logging.getLogger(__name__)
 

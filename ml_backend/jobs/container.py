@@ -12,6 +12,7 @@ from datetime import datetime, timedelta, timezone
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
+from ml_backend.core.artifacts import Artifacts
 from ml_backend.core.errors import BackendError, Interrupted, LabelStudioUnavailable, Postponed, QueueUnavailable
 from ml_backend.core.outputs import Outputs
 from ml_backend.core.settings import Settings, get_settings
@@ -27,7 +28,6 @@ from ml_backend.jobs.worker_status import WorkerStatus
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.listing import ProjectLister
 from ml_backend.label_studio.media import MediaStore
-from ml_backend.training.artifacts import Artifacts
 from ml_backend.training.policy import PolicyStore
 from ml_backend.training.registry import Registry
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import sqlalchemy as sa
 
+from ml_backend.core.artifacts import Artifacts
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.settings import Mode, Settings
 from ml_backend.db.storage import Storage
@@ -19,7 +20,6 @@ from ml_backend.label_studio.label_config import LabelConfig, prompts_digest
 from ml_backend.labeling.few_shot.digest import bank_digests
 from ml_backend.labeling.model_version import BASE, base_version, model_version
 from ml_backend.labeling.modes import ClassifierModels, classifier_models, mode_part
-from ml_backend.training.artifacts import Artifacts
 from ml_backend.training.registry import Registry, Version
 
 if TYPE_CHECKING:  # slow imports that start-up does not need

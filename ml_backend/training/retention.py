@@ -8,10 +8,10 @@ from datetime import datetime, timezone
 
 import sqlalchemy as sa
 
+from ml_backend.core.artifacts import Artifacts
 from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import activations, model_versions, unused_artifacts
-from ml_backend.training.artifacts import Artifacts
 from ml_backend.training.registry import RUNNING, Registry, Version, lock_version, version_in_use
 
 log = logging.getLogger(__name__)

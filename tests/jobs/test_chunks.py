@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from ml_backend.core.artifacts import Artifacts
 from ml_backend.core.errors import Interrupted
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import FrameFeatures
@@ -22,7 +23,6 @@ from ml_backend.jobs.chunk_leases import ChunkLeases
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.labeling.model_version import PARTIAL
-from ml_backend.training.artifacts import Artifacts
 from ml_backend.video.probe import probe
 from tests.builders import make_clip, make_tiny_yolo, wait_for, worker_process
 from tests.inference.test_chunks import observation

@@ -10,9 +10,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from ml_backend.core.artifacts import Artifacts
 from ml_backend.core.errors import ConfigError, StorageError, WeightsError
 from ml_backend.core.settings import Settings
-from ml_backend.training.artifacts import Artifacts
 
 Make = Callable[..., Settings]
 
