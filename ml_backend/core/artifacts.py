@@ -9,12 +9,14 @@ import os
 import shutil
 import tempfile
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ml_backend.core.errors import BackendError, ConfigError, StorageError, WeightsError
 from ml_backend.core.files import atomic_binary_writer, file_sha256
 from ml_backend.core.settings import Settings
+from ml_backend.core.timestamps import ensure_utc
 from ml_backend.core.urls import shown_url
 
 log = logging.getLogger(__name__)
@@ -148,7 +150,46 @@ class Artifacts:
             "Restore it, or switch to another version with scripts/versions.py.",
         )
 
-    def _download(self, name: str, sha256: str, path: Path) -> None:
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the bytes of each file directly in a folder, by its name.
+
+        Raises:
+            StorageError: the store is unreachable.
+        """
+        return {name: int(info["size"] or 0) for name, info in self._list(folder).items() if "/" not in name}
+
+    def ages(self, folder: str) -> dict[str, float]:
+        """Return the seconds since each file below a folder was written, by its path from there.
+
+        Raises:
+            StorageError: the store is unreachable.
+        """
+        fs, now = self._connect(), datetime.now(timezone.utc)
+        return {
+            name: (now - ensure_utc(fs.modified(info["name"]))).total_seconds()
+            for name, info in self._list(folder).items()
+        }
+
+    def _list(self, folder: str) -> dict[str, Any]:
+        fs, place = self._connect(), f"{self._root}/{folder}"
+        try:
+            found = fs.find(place, detail=True)
+        except FileNotFoundError:
+            return {}
+        except Exception as error:
+            raise StorageError(f"{self._shown} does not answer: {error}.", "Check ARTIFACTS_URL.") from error
+        return {path.removeprefix(place).lstrip("/"): info for path, info in found.items()}
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file that is no code to ``path``, where it appears once it is complete.
+
+        Raises:
+            WeightsError: it is gone.
+            StorageError: the store is unreachable, or the disk full.
+        """
+        self._download(name, None, path)
+
+    def _download(self, name: str, sha256: str | None, path: Path) -> None:
         fs = self._connect()
         try:
             with fs.open(f"{self._root}/{name}", "rb") as source, atomic_binary_writer(path) as target:
@@ -156,7 +197,7 @@ class Artifacts:
                 while chunk := source.read(_CHUNK):
                     digest.update(chunk)
                     target.write(chunk)
-                if digest.hexdigest() != sha256:
+                if sha256 not in (None, digest.hexdigest()):
                     raise self._damaged(name)
         except BackendError:
             raise

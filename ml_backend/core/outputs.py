@@ -108,11 +108,11 @@ class Outputs:
             StorageError: the folder cannot be written.
         """
         out = self.new(*words, suffix=made.suffix.removeprefix("."))
-        write_text(_facts_path(out), facts.model_dump_json(exclude_defaults=True))  # first: no output is without facts
+        write_text(facts_path(out), facts.model_dump_json(exclude_defaults=True))  # first: no output is without facts
         try:
             os.replace(made, out)
         except OSError as error:
-            _remove(_facts_path(out))
+            _remove(facts_path(out))
             raise storage_error(out, error) from error
         return out
 
@@ -122,14 +122,6 @@ class Outputs:
             return None
         path = self.folder / name
         return path if path.is_file() and not path.is_symlink() else None
-
-    def describe(self, path: Path) -> Output | None:
-        """Return an output's size, time and facts; ``None`` if it was deleted meanwhile."""
-        stat = _stat(path)
-        if stat is None:
-            return None
-        created_at = datetime.fromtimestamp(stat.st_mtime, timezone.utc)
-        return Output(path.name, stat.st_size, created_at, _read_facts(_facts_path(path)))
 
     def delete(self, name: str) -> bool:
         """Delete an output and its facts; return whether it existed.
@@ -142,16 +134,21 @@ class Outputs:
             return False
         try:
             path.unlink()
-            _facts_path(path).unlink(missing_ok=True)
+            facts_path(path).unlink(missing_ok=True)
         except FileNotFoundError:  # another process was faster
             return False
         except OSError as error:
             raise StorageError(f"{path} cannot be deleted: {error.strerror}.", "Check its permissions.") from error
         return True
 
-    def of_project(self, project_id: int) -> list[Path]:
-        """List the outputs of a project, newest first."""
-        return [path for path, _ in self._files() if path.name.startswith(f"project-{project_id}-")]
+    def of_project(self, project_id: int) -> list[Output]:
+        """List the outputs of a project, newest first.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        paths = [path for path, _ in self._files() if path.name.startswith(f"project-{project_id}-")]
+        return [output for path in paths if (output := self._describe_file(path))]
 
     def clean(self, now: float | None = None, needed: Callable[[str], bool] | None = None) -> list[str]:
         """Remove outputs that are too old or exceed ``OUTPUTS_GB``, and leftovers of crashes and failures.
@@ -169,11 +166,11 @@ class Outputs:
             budget -= stat.st_size
             if number and (budget < 0 or now - stat.st_mtime > MAX_AGE_S):
                 _remove(path)
-                _remove(_facts_path(path))
+                _remove(facts_path(path))
                 removed.append(path.name)
         entries = _list_folder(self.folder)
         kept = {path.name for path in entries if NAME.fullmatch(path.name)}
-        kept |= {_facts_path(Path(name)).name for name in kept}
+        kept |= {facts_path(Path(name)).name for name in kept}
         for path in entries:
             if path.name not in kept and _is_stale(path, now):
                 _remove(path)
@@ -181,6 +178,13 @@ class Outputs:
         if removed:
             log.info("Removed old or excess outputs: %s", ", ".join(removed))
         return removed
+
+    def _describe_file(self, path: Path) -> Output | None:
+        stat = _stat(path)
+        if stat is None:  # deleted meanwhile
+            return None
+        created_at = datetime.fromtimestamp(stat.st_mtime, timezone.utc)
+        return Output(path.name, stat.st_size, created_at, _read_facts(facts_path(path)))
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
         """List the outputs, newest first."""
@@ -204,7 +208,8 @@ class Outputs:
                 _remove(path)
 
 
-def _facts_path(path: Path) -> Path:
+def facts_path(path: Path) -> Path:
+    """Return where the facts of an output are."""
     return path.with_name(f"{path.name}.json")
 
 

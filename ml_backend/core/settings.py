@@ -266,7 +266,8 @@ class Settings(BaseSettings):
         description="Held-out frames on which versions are compared, at most, and as many frames of other videos.",
     )
     artifacts_url: str = Field(
-        "", description="Folder or fsspec URL for trained weights, shared by all workers; empty: in DATA_DIR."
+        "",
+        description="Folder or fsspec URL for trained weights, exports, rendered videos and uploads, shared by all hosts; empty: in DATA_DIR.",
     )
     keep_versions: int = Field(
         10,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,12 +79,7 @@ def import_video(context: JobContext, project_id: int, folder: PlainName, name: 
     from ml_backend.label_studio.importer import Importer
 
     context.container.clean_up_files()  # space is needed now
-    path = context.settings.uploads_dir / folder / name
-    if not path.is_file():
-        raise MediaError(
-            "The uploaded file is not on this machine.",
-            "Upload it again; a worker on another machine needs the same DATA_DIR.",
-        )
+    path = context.container.uploads.open(folder, name)
     with _cleaned_up(context, project_id, path):
         importer = Importer(context.container.client, project_id, context.settings)
         (outcome,) = importer.run([path], context.step("importing"))
@@ -101,15 +95,15 @@ def _cleaned_up(context: JobContext, project_id: int, path: Path) -> Iterator[No
         yield
     except Interrupted:
         if context.container.is_cancelled(context.id):
-            shutil.rmtree(path.parent, ignore_errors=True)
+            context.container.uploads.remove(path.parent.name, path.name)
         raise
     except BackendError as error:
         if isinstance(error, (VideoError, MediaError)) and not error.retryable:
-            shutil.rmtree(path.parent, ignore_errors=True)
+            context.container.uploads.remove(path.parent.name, path.name)
         else:
             _keep(project_id, path, error)
         raise
-    shutil.rmtree(path.parent, ignore_errors=True)
+    context.container.uploads.remove(path.parent.name, path.name)
 
 
 def _keep(project_id: int, path: Path, error: BackendError) -> None:

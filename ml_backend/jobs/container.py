@@ -13,9 +13,17 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.artifacts import Artifacts
-from ml_backend.core.errors import BackendError, Interrupted, LabelStudioUnavailable, Postponed, QueueUnavailable
+from ml_backend.core.errors import (
+    BackendError,
+    Interrupted,
+    LabelStudioUnavailable,
+    Postponed,
+    QueueUnavailable,
+    StorageError,
+)
 from ml_backend.core.outputs import Outputs
 from ml_backend.core.settings import Settings, get_settings
+from ml_backend.core.shared_files import Uploads, make_outputs, make_uploads
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.jobs.api_queue import ApiQueue
@@ -118,7 +126,11 @@ class Container:
 
     @cached_property
     def outputs(self) -> Outputs:
-        return Outputs(self.settings)
+        return make_outputs(self.settings)
+
+    @cached_property
+    def uploads(self) -> Uploads:
+        return make_uploads(self.settings)
 
     def stopper(self) -> Callable[[], bool]:
         """Return a function that tells whether the current job must stop (cancelled, or the process stops)."""
@@ -171,9 +183,10 @@ class Container:
                 return job is not None and state_of(job) not in RQ_ENDED
 
         try:
+            self.uploads.clean(needed)
             return self.outputs.clean(needed=needed)
-        except QueueUnavailable as error:
-            log.warning("Old uploads were not removed: %s", error)
+        except (QueueUnavailable, StorageError) as error:
+            log.warning("Old uploads and outputs were not removed: %s", error)
             return []
 
     def is_cancelled(self, job_id: str) -> bool:

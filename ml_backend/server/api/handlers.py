@@ -494,9 +494,8 @@ def export(body: requests.Export) -> responses.JobAnswer:
 @route("GET", "/files", "Review and export")
 def files(query: requests.OfProject) -> responses.FileList:
     """List a project's rendered videos and exports. Newest first, each with what it was made from."""
-    outputs = services().outputs
-    described = (outputs.describe(path) for path in outputs.of_project(query.project))
-    return {"project": query.project, "files": [_file(output) for output in described if output]}
+    outputs = services().outputs.of_project(query.project)
+    return {"project": query.project, "files": [_file(output) for output in outputs]}
 
 
 def _file(output: Output) -> Any:

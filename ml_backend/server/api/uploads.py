@@ -99,9 +99,7 @@ def _import(project: int, path: Path, name: str) -> Upload:
         return {"name": name, "job": None, "error": Invalid(f"{name} is empty.", "Choose another file.")}
     # By project and content, so that repeating an upload requests the same job.
     upload_id = f"{project}-{file_sha256(path)[:16]}"
-    target = services().settings.uploads_dir / upload_id
-    target.mkdir(exist_ok=True)
-    path.replace(target / name)
+    services().uploads.add(path, upload_id, name)
     job: Any = services().api_queue.import_video(project, upload_id, name)
     return {"name": name, "job": job, "error": None}
 

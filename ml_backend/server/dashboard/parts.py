@@ -285,7 +285,7 @@ def change_digests(project: int | None) -> dict[str, str]:
         current, active, proposed = registry.current(project), registry.running(project), registry.proposed(project)
         values["mode"] = container.projects.mode(project)
         values["current"] = current.name if current else BASE
-        values["files"] = [path.name for path in container.outputs.of_project(project)]
+        values["files"] = [output.name for output in container.outputs.of_project(project)]
         values["version"] = [
             values["current"],
             active and (active.name, active.state, len(active.history)),
