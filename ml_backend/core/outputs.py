@@ -118,6 +118,10 @@ class Outputs:
 
     def find(self, name: str) -> Path | None:
         """Return the output of that name, or ``None`` if there is none."""
+        return self.find_local(name)
+
+    def find_local(self, name: str) -> Path | None:
+        """Return the output of that name in the local folder, or ``None`` if there is none."""
         if not NAME.fullmatch(name):
             return None
         path = self.folder / name
@@ -129,7 +133,7 @@ class Outputs:
         Raises:
             StorageError: it cannot be deleted.
         """
-        path = self.find(name)
+        path = self.find_local(name)
         if path is None:
             return False
         try:

@@ -267,7 +267,8 @@ class Settings(BaseSettings):
     )
     artifacts_url: str = Field(
         "",
-        description="Folder or fsspec URL for trained weights, exports, rendered videos and uploads, shared by all hosts; empty: in DATA_DIR.",
+        description="Folder or fsspec URL for trained weights, exports, rendered videos and uploads, shared by all "
+        "hosts; empty: in DATA_DIR.",
     )
     keep_versions: int = Field(
         10,

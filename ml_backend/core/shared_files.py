@@ -56,7 +56,7 @@ class SharedOutputs(Outputs):
         """Return the output of that name, copied to this host if necessary; ``None`` if there is none."""
         if not NAME.fullmatch(name):
             return None
-        found = super().find(name)
+        found = self.find_local(name)
         if not self._store.exists(f"{_OUTPUTS}/{name}"):
             super().delete(name)  # another host has deleted it
             return None
@@ -67,7 +67,7 @@ class SharedOutputs(Outputs):
             if self._store.exists(f"{_OUTPUTS}/{copy.name}"):
                 self._store.download(f"{_OUTPUTS}/{copy.name}", copy)
         super().clean()  # a host without workers has nobody else who does
-        return super().find(name)
+        return self.find_local(name)
 
     def delete(self, name: str) -> bool:
         if not NAME.fullmatch(name):
