@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,20 @@ def here(settings: MakeSettings) -> Settings:
     return settings(device="cpu", engine="openvino", imgsz=320)
 
 
+@pytest.fixture(scope="module")
+def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of exports with the tiny model's."""
+    values = Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("exported"), device="cpu", engine="openvino")
+    return made(tiny, values).folder.parent
+
+
+@pytest.fixture
+def prepared(here: Settings, exported: Path) -> Settings:
+    """Where the tiny model has been exported."""
+    shutil.copytree(exported, here.weights_dir / "engines")
+    return here
+
+
 def pictures(n: int, height: int = 360, width: int = 640) -> list[np.ndarray]:
     blocks = np.random.default_rng(0).integers(0, 255, (n, height // 40, width // 40, 3), np.uint8)
     return [np.kron(b, np.ones((40, 40, 1), np.uint8)) for b in blocks]
@@ -75,11 +90,11 @@ def folders(settings: Settings) -> list[Path]:
     return sorted(path for path in (settings.weights_dir / "engines").iterdir() if path.is_dir())
 
 
-def test_openvino_sees_what_pytorch_sees_in_pictures_of_many_sizes(tiny: Path, here: Settings) -> None:
+def test_openvino_sees_what_pytorch_sees_in_pictures_of_many_sizes(tiny: Path, prepared: Settings) -> None:
     images = [*pictures(5), *pictures(2, 640, 360), *pictures(3, 120, 200)]
-    export = made(tiny, here)
+    export = made(tiny, prepared)
     assert export.check["boxes"] > 10
-    torch, openvino = YoloDetector(tiny, here), YoloDetector(tiny, here, export)
+    torch, openvino = YoloDetector(tiny, prepared), YoloDetector(tiny, prepared, export)
     expected, found = torch.detect(images), openvino.detect(images)
     assert (torch.engine["name"], openvino.engine["name"]) == ("torch", "openvino")
     assert [len(d) for d in found] == [len(d) for d in expected]
@@ -125,10 +140,10 @@ def test_a_head_without_nms(tmp_path: Path, here: Settings) -> None:
     assert export.check["matched"] > 0.99
 
 
-def test_the_input_keeps_the_aspect_and_few_sizes_stay_compiled(tiny: Path, here: Settings) -> None:
-    export = made(tiny, here)
+def test_the_input_keeps_the_aspect_and_few_sizes_stay_compiled(tiny: Path, prepared: Settings) -> None:
+    export = made(tiny, prepared)
     weights = (export.folder / MODEL_FILE).with_suffix(".bin").stat().st_size
-    detector = YoloDetector(tiny, here, export)
+    detector = YoloDetector(tiny, prepared, export)
     assert detector.memory_bytes["cpu"] == weights > 0
     assert detector.pixels(pictures(1, 1080, 1920)).shape == (1, 192, 320, 3)
     for _ in range(2):
@@ -183,19 +198,19 @@ def test_preparing_ends_when_it_fails(tmp_path: Path, here: Settings) -> None:
     assert "cannot be written" in detector.engine["note"]
 
 
-def test_another_checkpoint_is_another_export(tiny: Path, tmp_path: Path, here: Settings) -> None:
+def test_another_checkpoint_is_another_export(tiny: Path, tmp_path: Path, prepared: Settings) -> None:
     other = make_tiny_yolo(tmp_path / "other.pt", {0: "cow"})
-    assert made(tiny, here).folder != made(other, here).folder
-    assert made(other, here).names == {0: "cow"}
+    assert made(tiny, prepared).folder != made(other, prepared).folder
+    assert made(other, prepared).names == {0: "cow"}
     copy = tmp_path / "copy.pt"
     copy.write_bytes(tiny.read_bytes())
-    assert made(copy, here).folder == made(tiny, here).folder
-    assert len(folders(here)) == 2
+    assert made(copy, prepared).folder == made(tiny, prepared).folder
+    assert len(folders(prepared)) == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "meta", "changed"])
-def test_a_damaged_export_is_made_again(damage: str, tiny: Path, here: Settings) -> None:
-    folder = made(tiny, here).folder
+def test_a_damaged_export_is_made_again(damage: str, tiny: Path, prepared: Settings) -> None:
+    folder = made(tiny, prepared).folder
     file = folder / (META if damage == "meta" else Path(MODEL_FILE).with_suffix(".bin"))
     content = file.read_bytes()
     if damage == "gone":
@@ -206,8 +221,8 @@ def test_a_damaged_export_is_made_again(damage: str, tiny: Path, here: Settings)
     else:
         file.write_bytes(content[: len(content) // 2])
     assert find_export(folder) is None
-    assert made(tiny, here).folder == folder
-    assert len(YoloDetector(tiny, here, made(tiny, here)).detect(pictures(1))[0]) > 0
+    assert made(tiny, prepared).folder == folder
+    assert len(YoloDetector(tiny, prepared, made(tiny, prepared)).detect(pictures(1))[0]) > 0
 
 
 def _make(path: Path, settings: Settings, log: Path) -> None:
@@ -339,10 +354,12 @@ def test_openvino_reports_nothing_and_writes_nothing_at_home(tiny: Path, tmp_pat
     assert said.split() == ["openvino", "None", "1"]
 
 
-def test_a_jobs_time_out_is_no_fault_of_the_engine(tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jobs_time_out_is_no_fault_of_the_engine(
+    tiny: Path, prepared: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rq.timeouts import JobTimeoutException
 
-    detector = YoloDetector(tiny, here, made(tiny, here))
+    detector = YoloDetector(tiny, prepared, made(tiny, prepared))
 
     def infer(engine: OpenvinoEngine, pixels: object) -> object:
         raise JobTimeoutException
@@ -353,8 +370,8 @@ def test_a_jobs_time_out_is_no_fault_of_the_engine(tiny: Path, here: Settings, m
     assert detector.engine == {"name": "openvino", "precision": "fp32", "note": ""}
 
 
-def test_many_threads_may_use_one_detector(tiny: Path, here: Settings) -> None:
-    detector = YoloDetector(tiny, here, made(tiny, here))
+def test_many_threads_may_use_one_detector(tiny: Path, prepared: Settings) -> None:
+    detector = YoloDetector(tiny, prepared, made(tiny, prepared))
     images = pictures(5)
     expected = detector.detect(images)
     with ThreadPoolExecutor(4) as threads:
@@ -364,13 +381,13 @@ def test_many_threads_may_use_one_detector(tiny: Path, here: Settings) -> None:
 
 
 def test_an_export_that_stops_running_is_left_for_pytorch(
-    tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, prepared: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export = made(tiny, here)
-    expected = YoloDetector(tiny, here).detect(pictures(3))
-    detector = YoloDetector(tiny, here, export)
+    export = made(tiny, prepared)
+    expected = YoloDetector(tiny, prepared).detect(pictures(3))
+    detector = YoloDetector(tiny, prepared, export)
     (export.folder / MODEL_FILE).write_text("<net/>")
-    broken = YoloDetector(tiny, here, export)  # cannot even be read
+    broken = YoloDetector(tiny, prepared, export)  # cannot even be read
     assert broken.engine["name"] == "torch"
     assert "openvino failed" in broken.engine["note"]
 
@@ -382,16 +399,16 @@ def test_an_export_that_stops_running_is_left_for_pytorch(
     assert all(np.array_equal(a.xyxy, b.xyxy) for a, b in zip(found, expected, strict=True))
     assert detector.engine["name"] == "torch"
     assert "no answer" in detector.engine["note"]
-    chosen = choose_engine(tiny, file_sha256(tiny), here)
+    chosen = choose_engine(tiny, file_sha256(tiny), prepared)
     assert chosen.export is None
     assert "openvino is not used: RuntimeError: no answer" in chosen.note
 
 
 def test_two_threads_meet_an_export_that_does_not_run(
-    tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, prepared: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = YoloDetector(tiny, here).detect(pictures(3))
-    detector, together = YoloDetector(tiny, here, made(tiny, here)), threading.Barrier(2, timeout=60)
+    expected = YoloDetector(tiny, prepared).detect(pictures(3))
+    detector, together = YoloDetector(tiny, prepared, made(tiny, prepared)), threading.Barrier(2, timeout=60)
     assert detector.max_concurrency == 2
 
     def infer(engine: OpenvinoEngine, pixels: object) -> object:
@@ -405,11 +422,13 @@ def test_two_threads_meet_an_export_that_does_not_run(
     assert "no answer" in detector.engine["note"]
 
 
-def test_requests_are_free_again_after_an_error(tiny: Path, here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_free_again_after_an_error(
+    tiny: Path, prepared: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from openvino import InferRequest
 
-    export, images = made(tiny, here), pictures(5)
-    detector, engine = YoloDetector(tiny, here, export), OpenvinoEngine(export, 5)
+    export, images = made(tiny, prepared), pictures(5)
+    detector, engine = YoloDetector(tiny, prepared, export), OpenvinoEngine(export, 5)
     pixels = detector.pixels(images)
     started: list[int] = []
     start = InferRequest.start_async
@@ -451,10 +470,10 @@ def test_pytorch_when_asked_for(tiny: Path, settings: MakeSettings) -> None:
     assert (chosen.export, chosen.note, chosen.key) == (None, "", "torch")
 
 
-def test_the_pool_names_the_engine_counts_it_and_lets_it_go(tiny: Path, here: Settings) -> None:
-    export = made(tiny, here)
+def test_the_pool_names_the_engine_counts_it_and_lets_it_go(tiny: Path, prepared: Settings) -> None:
+    export = made(tiny, prepared)
     pool = ModelCache(1 << 30)
-    with pool.use("tiny", lambda: YoloDetector(tiny, here, export), name="tiny") as detector:
+    with pool.use("tiny", lambda: YoloDetector(tiny, prepared, export), name="tiny") as detector:
         detector.detect(pictures(1))
     (model,) = pool.status()["models"]
     assert model["engine"] == {"name": "openvino", "precision": "fp32", "note": ""}
