@@ -555,6 +555,7 @@ def test_being_stopped_costs_no_attempt_and_leaves_the_pauses_between_them(
     assert here.job(name).retries_left == before.retries_left, "nor does a server that is away"
     here.hurry()
     foreign.answer("/a.mp4", 503)
+    shutil.rmtree(here.settings.media_dir, ignore_errors=True)
     work(here)
     assert here.job(name).retries_left == before.retries_left - 1
     assert here.job(name).retry_intervals == before.retry_intervals
