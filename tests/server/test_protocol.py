@@ -696,11 +696,14 @@ def test_under_gunicorn_an_endless_body_is_refused(gunicorn: str) -> None:
 
 def test_under_gunicorn_a_body_in_bad_chunks_is_refused(gunicorn: str) -> None:
     host, port = gunicorn.split("//")[1].split(":")
-    head = b"POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    for chunks in (b"zz\r\n{}\r\n0\r\n\r\n", b"2\r\n{}xx\r\n0\r\n\r\n"):
-        with socket.create_connection((host, int(port)), timeout=120) as connection:
-            connection.sendall(head + chunks)
-            assert connection.recv(100).split()[1] == b"400"
+    upload = b"multipart/form-data; boundary=b"
+    for path, kind in ((b"/webhook", b"application/json"), (b"/api/upload_video", upload)):
+        head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n"
+        for chunks in (b"zz\r\n{}\r\n0\r\n\r\n", b"2\r\n{}xx\r\n0\r\n\r\n", b"9\r\n{}"):
+            with socket.create_connection((host, int(port)), timeout=120) as connection:
+                connection.sendall(head % (path, kind) + chunks)
+                connection.shutdown(socket.SHUT_WR)
+                assert connection.recv(100).split()[1] == b"400", (path, chunks)
 
 
 # -- drawn boxes

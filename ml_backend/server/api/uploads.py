@@ -82,6 +82,8 @@ def _upload(max_files: int) -> list[Upload]:
         services().lister.check(project)
         return [_import(project, path, safe_name(filename)) for path, filename in files]
     except OSError as error:
+        if error.errno is None:  # of the connection, whose end the server reports so
+            raise
         raise StorageError(
             f"The upload cannot be stored: {error.strerror}.", "Free some disk space, or set DATA_DIR to another disk."
         ) from error
