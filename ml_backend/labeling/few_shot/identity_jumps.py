@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -70,6 +71,25 @@ def find_jump(views: TrackViews, others: Sequence[TrackViews]) -> int | None:
     Args:
         others: other objects of the project; those with several views say how alike one object's views are.
     """
+    weakest = weakest_link(views, others)
+    return weakest.index if weakest and weakest.deviations > ALARM else None
+
+
+@dataclass(frozen=True, slots=True)
+class WeakestLink:
+    """Where the earlier and the later views of a track are least alike.
+
+    Attributes:
+        index: of the first later view.
+        deviations: how far less alike than the parts of other tracks, in standard deviations of these.
+    """
+
+    index: int
+    deviations: float
+
+
+def weakest_link(views: TrackViews, others: Sequence[TrackViews]) -> WeakestLink | None:
+    """Compare the parts of a track as :func:`find_jump` does; ``None`` if there is too little to compare."""
     if len(views.vectors) < 2 or len(others) < MIN_OTHERS:
         return None
     others = others[:MAX_OTHERS]
@@ -84,11 +104,22 @@ def find_jump(views: TrackViews, others: Sequence[TrackViews]) -> int | None:
         if len(other.vectors) > 1
     ]
     likeness, index = _least_alike(views, TrackViews(vectors / len(means), colours / len(means)))
-    return index if likeness < _threshold(clean) else None
+    mean, spread = _usual_likeness(clean)
+    return WeakestLink(index, (mean - likeness) / spread)
 
 
-def _threshold(clean: Sequence[float]) -> float:
-    """Return the likeness below which a track has jumped, from those of tracks of which most have not."""
+def likeness(a: TrackViews, b: TrackViews, centre: TrackViews) -> float:
+    """Return the mean likeness of the views of two tracks, -1 to 1.
+
+    Args:
+        centre: mean view of all tracks, of which ``vectors`` is ``(d,)`` and ``colours`` ``(c,)``.
+    """
+    vectors = _cosines(a.vectors - centre.vectors, b.vectors - centre.vectors)
+    return float((vectors + _cosines(a.colours - centre.colours, b.colours - centre.colours)).mean() / 2)
+
+
+def _usual_likeness(clean: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation of how alike clean tracks' parts are, from tracks of which most are clean."""
     mean, variance = PRIOR_MEAN, PRIOR_SPREAD**2
     if clean:
         # Median and median deviation, since some of these tracks may have jumped, too.
@@ -97,23 +128,29 @@ def _threshold(clean: Sequence[float]) -> float:
         weight = len(clean) / (len(clean) + PRIOR_TRACKS)
         mean += weight * (middle - mean)
         variance += weight * (spread**2 - variance)
-    return mean - ALARM * float(np.sqrt(variance))
+    return mean, float(np.sqrt(variance))
 
 
 def _least_alike(views: TrackViews, centre: TrackViews) -> tuple[float, int]:
     """Return the mean likeness of the two parts of a track that are least alike, and where the second begins."""
-    alike = (_cosines(views.vectors - centre.vectors) + _cosines(views.colours - centre.colours)) / 2
+    vectors, colours = views.vectors - centre.vectors, views.colours - centre.colours
+    alike = (_cosines(vectors, vectors) + _cosines(colours, colours)) / 2
     parts = [float(alike[:i, i:].mean()) for i in range(1, len(alike))]
     index = int(np.argmin(parts))
     return parts[index], index + 1
 
 
-def _cosines(rows: FloatArray) -> Float64Array:
-    unit = rows.astype(np.float64) / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
-    out: Float64Array = unit @ unit.T
+def _cosines(a: FloatArray, b: FloatArray) -> Float64Array:
+    out: Float64Array = _unit(a) @ _unit(b).T
     return out
 
 
+def _unit(rows: FloatArray) -> Float64Array:
+    out: Float64Array = rows.astype(np.float64) / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    return out
+
+
+@lru_cache(maxsize=1024)  # 8 MB: each check of a scene reads the same ones
 def _colours(thumbnail: bytes) -> FloatArray:
     """Return the colours of a JPEG's stripes, of which the middle counts most: there the object is."""
     import cv2

@@ -1,0 +1,1 @@
+"""Suspicious moments in tracks: what is probably wrong, where, and a repair."""

@@ -1,0 +1,255 @@
+"""Checks who is who: tracks that change their object, broken lives, two boxes on one object."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import combinations
+
+import numpy as np
+
+from ml_backend.core.boxes import iou_matrix
+from ml_backend.core.types import Track
+from ml_backend.labeling.few_shot.identity_jumps import likeness, weakest_link
+from ml_backend.review.finding import Finding
+from ml_backend.review.motion import apart, predicted, runs, steps
+from ml_backend.review.repairs import Delete, Join, SplitAt, SwapFrom
+from ml_backend.review.shape import JUMP
+from ml_backend.review.video import Evidence
+from ml_backend.tracking.assembly import DUPLICATE_IOU, DUPLICATE_IOU_CLASSES, DUPLICATE_SHARE
+from ml_backend.tracking.stitch import best_pairs
+from ml_backend.tracking.tracklet import Tracklet
+
+#: IoU of two tracks' boxes from which they may have been exchanged.
+MEET_IOU = 0.02
+#: Seconds before and after two tracks meet at which an exchange is looked for, and for which each must last.
+MEET_S = 0.2
+#: Step, in box sizes, of an exchange that no smoothing has hidden.
+SHARP = 0.1
+#: Longest gap in a life, seconds; the assembler has joined what it could over 2 s.
+GAP_S = 3.0
+#: Seconds that a part of a track lasts in which its views show another object.
+PART_S = 0.3
+#: Seconds at the ends of two parts of a life whose views are compared.
+VIEWS_S = 3.0
+
+
+def find(evidence: Evidence) -> Iterator[Finding]:
+    """Yield where tracks seem to show another object than before, or the same as another track."""
+    meetings, overlaps = _meetings(evidence)
+    yield from _duplicates(evidence, overlaps)
+    yield from _swaps(evidence, meetings)
+    yield from _identity_jumps(evidence)
+    yield from _broken_lives(evidence)
+
+
+Pair = tuple[int, int]
+
+
+def _meetings(evidence: Evidence) -> tuple[dict[Pair, list[int]], dict[Pair, Counter[float]]]:
+    """Return the frames at which each two tracks touch, and how often they exceed each IoU of a duplicate."""
+    meetings: dict[Pair, list[int]] = defaultdict(list)
+    overlaps: dict[Pair, Counter[float]] = defaultdict(Counter)
+    for frame in sorted(evidence.rows_by_frame):
+        ids, boxes = evidence.rows_by_frame[frame]
+        iou = np.triu(iou_matrix(boxes, boxes), 1)
+        for i, j in np.argwhere(iou >= MEET_IOU).tolist():
+            a, b = sorted((int(ids[i]), int(ids[j])))
+            meetings[a, b].append(frame)
+            for bound in (DUPLICATE_IOU, DUPLICATE_IOU_CLASSES):
+                overlaps[a, b][bound] += bool(iou[i, j] >= bound)
+    # Tracks that jump at once may be exchanged over any distance.
+    jumps: dict[int, list[int]] = defaultdict(list)
+    for track in evidence.video.tracks:
+        if len(track) > 2:
+            for row in np.flatnonzero(steps(track, evidence.video.width, evidence.video.height) > JUMP).tolist():
+                jumps[int(track.frames[row + 1])].append(track.track_id)
+    for frame, together in jumps.items():
+        for a, b in combinations(sorted(together), 2):
+            meetings[a, b].append(frame)
+    return meetings, overlaps
+
+
+def _duplicates(evidence: Evidence, overlaps: dict[Pair, Counter[float]]) -> Iterator[Finding]:
+    for (a_id, b_id), count in overlaps.items():
+        a, b = evidence.by_id[a_id], evidence.by_id[b_id]
+        common = np.intersect1d(a.frames, b.frames, assume_unique=True)
+        bound = DUPLICATE_IOU if a.label == b.label else DUPLICATE_IOU_CLASSES
+        share = count[bound] / max(len(common), 1)
+        if count[bound] < 3 or share < DUPLICATE_SHARE:
+            continue
+        shorter, longer = sorted((a, b), key=lambda track: (len(track), -track.score, track.track_id))
+        inside = len(common) >= 0.7 * len(shorter)
+        yield Finding(
+            "duplicate",
+            (longer.track_id, shorter.track_id),
+            int(common[0]),
+            int(common[-1]),
+            min(0.95, 0.35 + 0.6 * share),
+            f"Two boxes are on one object for {len(common) / evidence.video.fps:.1f} s.",
+            Delete(shorter.track_id) if inside else Join(longer.track_id, shorter.track_id),
+        )
+
+
+def _swaps(evidence: Evidence, meetings: dict[Pair, list[int]]) -> Iterator[Finding]:
+    fps = evidence.video.fps
+    reach = max(2, round(MEET_S * fps))
+    for (a_id, b_id), met in meetings.items():
+        a, b = evidence.by_id[a_id], evidence.by_id[b_id]
+        near = np.unique(np.add.outer(met, np.arange(-reach, reach + 1)))
+        for first, last in runs(np.isin(np.arange(near[0], near[-1] + 1), near)):
+            frames = np.arange(near[0] + first, near[0] + last + 1)
+            scored = [(score, int(frame)) for frame in frames if (score := _swap_score(evidence, a, b, int(frame))) > 0]
+            if not scored:
+                continue
+            best, frame = max(scored)
+            # An exchange from one frame to the next is seen exactly; smoothed boxes only tell about when.
+            cut, sharpest = min((_cut(a, b, frame), frame) for _, frame in scored)
+            frame = sharpest if cut < -SHARP else frame
+            score = float(1 / (1 + np.exp(-best)))
+            if score >= 0.5:
+                yield Finding(
+                    "identity_jump",
+                    (a_id, b_id),
+                    frame,
+                    frame,
+                    min(score, 0.97),
+                    "Two tracks seem to exchange their objects where they meet.",
+                    SwapFrom(a_id, b_id, frame),
+                )
+
+
+def _cut(a: Track, b: Track, frame: int) -> float:
+    """Return how far boxes are from the other track's just before: smallest where the two were exchanged."""
+    rows = [int(np.searchsorted(track.frames, frame)) for track in (a, b)]
+    if not all(0 < row < len(track) for row, track in zip(rows, (a, b), strict=True)):
+        return np.inf
+    (i, j) = rows
+    boxes = a.xyxy.astype(np.float64), b.xyxy.astype(np.float64)
+    crossed = apart(boxes[0][i - 1], boxes[1][j]) + apart(boxes[1][j - 1], boxes[0][i])
+    return crossed - apart(boxes[0][i - 1], boxes[0][i]) - apart(boxes[1][j - 1], boxes[1][j])
+
+
+def _swap_score(evidence: Evidence, a: Track, b: Track, frame: int) -> float:
+    """Return the log-odds that two tracks are exchanged at a frame, by motion and views."""
+    fps = evidence.video.fps
+    ends = [predicted(track, frame, fps, before=before) for track in (a, b) for before in (True, False)]
+    a_before, a_after, b_before, b_after = ends
+    if a_before is None or a_after is None or b_before is None or b_after is None:
+        return -np.inf
+    straight = apart(a_before, a_after) + apart(b_before, b_after)
+    motion = straight - apart(a_before, b_after) - apart(b_before, a_after)
+    if motion < -1:
+        return -np.inf
+    return SWAP_MOTION * float(np.clip(motion, -1.5, 1.5)) + SWAP_VIEWS * _view_gain(evidence, a, b, frame) - SWAP_PRIOR
+
+
+SWAP_MOTION, SWAP_VIEWS, SWAP_PRIOR = 4.0, 3.0, 1.5
+
+
+def _view_gain(evidence: Evidence, a: Track, b: Track, frame: int) -> float:
+    """Return how much more alike the views are if the tracks are exchanged; 0 if there are none on some side."""
+    parts = []
+    for track in (a, b):
+        views = evidence.views.get(track.track_id)
+        if views is None:
+            return 0.0
+        cut = int(np.searchsorted(views.frames, frame))
+        if not 0 < cut < len(views.frames):
+            return 0.0
+        parts += [views.part(slice(max(0, cut - 4), cut)), views.part(slice(cut, cut + 4))]
+    a_before, a_after, b_before, b_after = parts
+    centre = evidence.centre
+    crossed = likeness(a_before, b_after, centre) + likeness(b_before, a_after, centre)
+    return crossed - likeness(a_before, a_after, centre) - likeness(b_before, b_after, centre)
+
+
+def _identity_jumps(evidence: Evidence) -> Iterator[Finding]:
+    """Yield tracks whose earlier and later views are less alike than other tracks' are."""
+    fps = evidence.video.fps
+    for track_id, views in evidence.views.items():
+        others = [other.looks for number, other in evidence.views.items() if number != track_id]
+        weakest = weakest_link(views.looks, others)
+        if weakest is None:
+            continue
+        track = evidence.by_id[track_id]
+        if len(track) < 2 * PART_S * fps:
+            continue
+        before, after = int(views.frames[weakest.index - 1]), int(views.frames[weakest.index])
+        # Between the two views the track breaks where its motion does.
+        inside = (track.frames > before) & (track.frames <= after)
+        inside &= (track.frames - track.frames[0] >= PART_S * fps) & (track.frames[-1] - track.frames >= PART_S * fps)
+        rows = np.flatnonzero(inside)
+        if not len(rows):
+            continue
+        broken = [(_break(track, int(track.frames[row]), fps), -abs(row - rows.mean()), row) for row in rows]
+        residual, _, row = max(broken)
+        step = steps(track, evidence.video.width, evidence.video.height)[rows - 1]
+        if step.max() > SHARP:
+            row = rows[step.argmax()]
+        score = 1 / (1 + np.exp(-(JUMP_VIEWS * weakest.deviations + JUMP_MOTION * min(residual, 1.5) - JUMP_PRIOR)))
+        if score >= 0.5:
+            frame = int(track.frames[row])
+            yield Finding(
+                "identity_jump",
+                (track_id,),
+                before,
+                after,
+                min(float(score), 0.95),
+                "The track seems to show another object from here on.",
+                SplitAt(track_id, frame),
+            )
+
+
+JUMP_VIEWS, JUMP_MOTION, JUMP_PRIOR = 1.5, 2.0, 4.5
+
+
+def _break(track: Track, frame: int, fps: float) -> float:
+    """Return how far a track is from where its motion before ``frame`` leads, in box sizes."""
+    before, after = predicted(track, frame, fps, before=True), predicted(track, frame, fps, before=False)
+    return 0.0 if before is None or after is None else apart(before, after)
+
+
+def _broken_lives(evidence: Evidence) -> Iterator[Finding]:
+    """Yield ends in mid-picture near the beginning of another track that continues the motion and looks alike."""
+    video = evidence.video
+    ends = max(3, round(video.fps / 2))
+    tracklets = [_ends(track, ends) for track in video.tracks if len(track) > 1]
+    for tail, head in best_pairs(tracklets, video.fps, GAP_S, round(video.width), round(video.height)):
+        a, b = evidence.by_id[tail.track_id], evidence.by_id[head.track_id]
+        gap = max(0.0, (int(b.frames[0]) - int(a.frames[-1])) / video.fps)
+        alike = _likeness_across(evidence, a, b)
+        odds = 2.0 - 1.0 * gap + (0.0 if alike is None else 4.0 * (alike - 0.35)) - 1.5 * (a.label != b.label)
+        score = float(1 / (1 + np.exp(-odds)))
+        if score < 0.4:
+            continue
+        yield Finding(
+            "broken_life",
+            (a.track_id, b.track_id),
+            int(a.frames[-1]),
+            int(b.frames[0]),
+            min(score, 0.95),
+            f"One track ends in mid-picture, and another one goes on from there after {gap:.1f} s.",
+            Join(a.track_id, b.track_id, fill=gap <= 2.0),
+        )
+
+
+def _ends(track: Track, count: int) -> Tracklet:
+    tracklet = Tracklet(track.track_id)
+    rows = range(len(track)) if len(track) <= 2 * count else [*range(count), *range(len(track) - count, len(track))]
+    for row in rows:
+        tracklet.append(int(track.frames[row]), track.xyxy[row], 1.0, 0, None)
+    return tracklet
+
+
+def _likeness_across(evidence: Evidence, a: Track, b: Track) -> float | None:
+    """Return how alike the last views of one track and the first of another are; ``None`` if there are none."""
+    before, after = evidence.views.get(a.track_id), evidence.views.get(b.track_id)
+    if before is None or after is None:
+        return None
+    reach = VIEWS_S * evidence.video.fps
+    late = int(np.searchsorted(before.frames, a.frames[-1] - reach))
+    early = int(np.searchsorted(after.frames, b.frames[0] + reach, side="right"))
+    if late == len(before.frames) or not early:
+        return None
+    return likeness(before.part(slice(late, None)), after.part(slice(0, early)), evidence.centre)

@@ -1,0 +1,129 @@
+"""What is known of a video's tracks, and what several checks derive from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from ml_backend.core.boxes import iou_matrix
+from ml_backend.core.types import Detections, Float64Array, IntArray, Track
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
+from ml_backend.labeling.few_shot.identity_jumps import TrackViews
+
+#: IoU of a crop with a track's box from which it shows the track, and with another one's from which it shows both.
+SHOWS_IOU, SHARED_IOU = 0.6, 0.3
+#: IoU from which a detection, of any confidence, supports a box: drawn boxes are loose.
+SUPPORTS_IOU = 0.3
+#: Crops per track: more than for labels, since a jump may be anywhere.
+CROPS_PER_TRACK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewVideo:
+    """The tracks of one video.
+
+    Attributes:
+        tracks: with labels; frames from 0, in whatever numbering ``crops`` and ``detections`` have too.
+        fps: frames per second of that numbering.
+        width, height: of the picture, in the boxes' unit.
+        frames: number of frames.
+        task: id of the task.
+        crops: embedded crops of any boxes; those that fit a track's boxes are its views.
+        detections: by frame, on each frame that the detector saw; including weak ones. ``None``: not detected.
+        class_names: of the detections, by class id.
+        class_labels: label that the label config gives a detector's class, by class.
+    """
+
+    tracks: Sequence[Track]
+    fps: float
+    width: float
+    height: float
+    frames: int
+    task: int = 0
+    crops: Sequence[CropEmbedding] = field(default=(), repr=False)
+    detections: Mapping[int, Detections] | None = field(default=None, repr=False)
+    class_names: Mapping[int, str] = field(default_factory=dict, repr=False)
+    class_labels: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Views of a track that show no other one, in order of time.
+
+    Attributes:
+        frames: ``(m,)``.
+    """
+
+    frames: IntArray
+    looks: TrackViews
+
+    def part(self, rows: slice) -> TrackViews:
+        """Return some of the views."""
+        return TrackViews(self.looks.vectors[rows], self.looks.colours[rows])
+
+
+class Evidence:
+    """Derived facts of a :class:`ReviewVideo`; each is computed when it is first asked for."""
+
+    def __init__(self, video: ReviewVideo) -> None:
+        self.video = video
+        self.by_id = {track.track_id: track for track in video.tracks}
+        self._order = {track.track_id: n for n, track in enumerate(video.tracks)}
+
+    @cached_property
+    def rows_by_frame(self) -> dict[int, tuple[IntArray, Float64Array]]:
+        """Track ids ``(n,)`` and boxes ``(n, 4)`` of each frame with boxes."""
+        tracks = self.video.tracks
+        if not tracks:
+            return {}
+        frames = np.concatenate([track.frames for track in tracks])
+        ids = np.repeat([track.track_id for track in tracks], [len(track) for track in tracks])
+        xyxy = np.concatenate([track.xyxy for track in tracks]).astype(np.float64)
+        order = np.argsort(frames, kind="stable")
+        found, starts = np.unique(frames[order], return_index=True)
+        return {
+            int(frame): (ids[rows], xyxy[rows]) for frame, rows in zip(found, np.split(order, starts[1:]), strict=True)
+        }
+
+    @cached_property
+    def support(self) -> dict[int, Float64Array]:
+        """Best IoU ``(n,)`` of each track's boxes with a detection, by track id; NaN on frames not detected."""
+        out: dict[int, Float64Array] = {track.track_id: np.full(len(track), np.nan) for track in self.video.tracks}
+        for frame, found in (self.video.detections or {}).items():
+            ids, boxes = self.rows_by_frame.get(frame, (np.zeros(0, np.int64), np.zeros((0, 4))))
+            best = iou_matrix(boxes, found.xyxy).max(axis=1, initial=0.0) if len(ids) else ()
+            for track_id, iou in zip(ids.tolist(), best, strict=True):
+                track = self.by_id[track_id]
+                out[track_id][np.searchsorted(track.frames, frame)] = iou
+        return out
+
+    @cached_property
+    def views(self) -> dict[int, Views]:
+        """Views of the tracks that have any, by track id."""
+        chosen: dict[int, list[tuple[int, CropEmbedding]]] = {}
+        for crop in self.video.crops:
+            ids, boxes = self.rows_by_frame.get(crop.frame, (np.zeros(0, np.int64), np.zeros((0, 4))))
+            if not len(ids):
+                continue
+            iou = iou_matrix(boxes, [crop.xyxy])[:, 0]
+            best = int(iou.argmax())
+            others = iou_matrix(np.delete(boxes, best, axis=0), boxes[best : best + 1])
+            if iou[best] >= SHOWS_IOU and others.max(initial=0.0) < SHARED_IOU:
+                chosen.setdefault(int(ids[best]), []).append((crop.frame, crop))
+        views = {}
+        for track_id, crops in chosen.items():
+            unique = list(dict(sorted(crops, key=lambda item: item[0])).values())
+            views[track_id] = Views(np.array([crop.frame for crop in unique], np.int64), TrackViews.of(unique))
+        return views
+
+    @cached_property
+    def centre(self) -> TrackViews:
+        """The mean view of all tracks with views."""
+        looks = [views.looks for views in self.views.values()]
+        return TrackViews(
+            np.mean([look.vectors.mean(axis=0) for look in looks], axis=0),
+            np.mean([look.colours.mean(axis=0) for look in looks], axis=0),
+        )
