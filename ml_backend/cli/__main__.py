@@ -17,6 +17,7 @@ _COMMANDS = (
     "render_video",
     "track_box",
     "contact_sheet",
+    "check_annotations",
 )
 #: Modules by command. They are imported when they are needed: together they take seconds.
 MODULES = {name.replace("_", "-"): f"ml_backend.cli.commands.{name}" for name in _COMMANDS}

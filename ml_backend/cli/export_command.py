@@ -21,6 +21,7 @@ from ml_backend.datasets.formats.cvat import read_cvat
 from ml_backend.datasets.formats.mot import read_mot
 from ml_backend.datasets.formats.yolo import read_yolo
 from ml_backend.datasets.importers import ImportedVideo, ImportResult, ResultKind, to_tasks
+from ml_backend.datasets.selection import Predictions
 from ml_backend.datasets.video_files import VideoFolder
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.label_config import VideoControl, read_label_config
@@ -34,8 +35,12 @@ _EXAMPLE_CONTROL = VideoControl("box", "video", "video", "label", (), "$fps")
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-def reader_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of :func:`open_reader` to a command."""
+def reader_options(function: Callable[..., Any], predictions: Predictions = "none") -> Callable[..., Any]:
+    """Add the options of :func:`open_reader` to a command.
+
+    Args:
+        predictions: which are used by default.
+    """
     options = (
         click.option("--project", type=int, help="Id of a project: the number in its address."),
         click.option(
@@ -59,7 +64,7 @@ def reader_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--predictions",
             type=click.Choice(["none", "missing", "only"]),
-            default="none",
+            default=predictions,
             help="Use predictions: never, for unannotated tasks, or instead of annotations.",
         ),
         click.option(

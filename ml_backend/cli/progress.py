@@ -21,8 +21,8 @@ from ml_backend.core.settings import LogLevel, describe_invalid_settings
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def fail_clearly(function: Function) -> Function:
-    """Make known errors end a script with a message on stderr and exit code 1."""
+def fail_clearly(function: Function, exit_code: int = 1) -> Function:
+    """Make known errors end a script with a message on stderr and an exit code."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -36,10 +36,10 @@ def fail_clearly(function: Function) -> Function:
             print(f"Error: {error.message}", file=sys.stderr)
             if error.hint:
                 print(f"Fix:   {error.hint}", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(exit_code)
         except ValidationError as error:
             print(f"Error: {describe_invalid_settings(error)}", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(exit_code)
 
     return run  # type: ignore[return-value]
 

@@ -134,8 +134,8 @@ def make_folder(path: Path) -> None:
         raise StorageError(f"{path} cannot be created: {error.strerror}.", "Choose another --out.") from error
 
 
-def check_output(out: Path, suffixes: Collection[str], force: bool) -> None:
-    """Check an output path before any work is done.
+def check_output(out: Path, suffixes: Collection[str], force: bool, option: str = "--out") -> None:
+    """Check an output path, which people give as ``option``, before any work is done.
 
     Raises:
         ConfigError: the suffix is wrong, the path is a folder, or the file exists and ``force`` is not set.
@@ -143,9 +143,9 @@ def check_output(out: Path, suffixes: Collection[str], force: bool) -> None:
     if out.suffix.lower() not in suffixes:
         raise ConfigError(f"{out} has the wrong suffix.", f"Use {' or '.join(suffixes)}.")
     if out.is_dir():
-        raise ConfigError(f"{out} is a folder.", "Choose another --out.")
+        raise ConfigError(f"{out} is a folder.", f"Choose another {option}.")
     if out.exists() and not force:
-        raise ConfigError(f"{out} already exists.", "Choose another --out, or overwrite it with --force.")
+        raise ConfigError(f"{out} already exists.", f"Choose another {option}, or overwrite it with --force.")
 
 
 def files_below(folder: Path, recursive: bool = True) -> list[Path]:

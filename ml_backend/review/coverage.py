@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -37,7 +38,10 @@ def find(evidence: Evidence) -> Iterator[Finding]:
         return
     missing = _uncovered_tracks(evidence)
     explained: set[int] = set()
+    detectable = _detectable_labels(evidence)
     for track in evidence.video.tracks:
+        if track.label not in detectable:
+            continue
         support = evidence.support[track.track_id]
         seen = np.flatnonzero(~np.isnan(support))
         if len(seen) < 3:
@@ -74,26 +78,36 @@ def find(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
+def _detectable_labels(evidence: Evidence) -> set[str | None]:
+    """Return the labels of which the detector finds the objects: a class has it, or most of its tracks are found."""
+    shares: dict[str | None, list[float]] = defaultdict(list)
+    for track in evidence.video.tracks:
+        support = evidence.support[track.track_id]
+        if not np.isnan(support).all():
+            shares[track.label].append(float((support[~np.isnan(support)] >= SUPPORTS_IOU).mean()))
+    found = {label for label, own in shares.items() if len(own) > 1 and np.median(own) >= 0.5}
+    return found | set(evidence.video.class_labels.values())
+
+
 def _uncovered_tracks(evidence: Evidence) -> list[Track]:
-    """Track the detections that no track covers, and return those that are surely objects."""
+    """Track the detections that have a label and no track covers, and return those that are surely objects."""
     video, detections = evidence.video, evidence.video.detections or {}
     settings = Settings.model_construct(min_track_s=SURE_S)
     size = round(video.width), round(video.height)
-    labels = {name: video.class_labels.get(name, name) for name in (*video.class_names.values(), "object")}
+    labels = {number: video.class_labels.get(name, "") for number, name in video.class_names.items()}
     # A label that no class has may be of any class.
-    owner = {track.track_id: track.label for track in video.tracks}
-    owner = {number: label if label in labels.values() else "" for number, label in owner.items()}
+    owner = {track.track_id: track.label if track.label in labels.values() else "" for track in video.tracks}
     tracker, assembler = Tracker("tracktrack", video.fps), TrackAssembler(video.fps, video.class_names, *size, settings)
     tracks: list[Track] = []
     for frame in sorted(detections):
         found = detections[frame]
         ids, boxes = evidence.rows_by_frame.get(frame, (np.zeros(0, np.int64), np.zeros((0, 4))))
-        wanted = np.array([labels[video.class_names.get(c, "object")] for c in found.class_id.tolist()])
+        wanted = np.array([labels[number] for number in found.class_id.tolist()], dtype=str)
         iou = iou_matrix(found.xyxy, boxes)
         owners = np.array([owner[track_id] for track_id in ids.tolist()], dtype=str)
         same = (wanted[:, None] == owners) | (owners == "")
         free = (iou < np.where(same, SUPPORTS_IOU, OTHER_LABEL_IOU)).all(axis=1)
-        free &= ~parts(found)
+        free &= ~parts(found) & (wanted != "")
         rest = Detections(
             found.xyxy[free],
             found.conf[free],
@@ -104,7 +118,7 @@ def _uncovered_tracks(evidence: Evidence) -> list[Track]:
     tracks += assembler.close()
     sure = [track for track in tracks if track.score >= SURE and len(track) >= SURE_S * video.fps]
     for track in sure:
-        track.label = labels[track.top_class]
+        track.label = video.class_labels[track.top_class]
     return sorted(sure, key=lambda track: int(track.frames[0]))
 
 
@@ -131,20 +145,7 @@ def _frozen(
             travelled = float(np.linalg.norm(np.diff(centres(track.xyxy[[start, end]]), axis=0)))
             if min(outside) > SAME_PLACE or travelled > STILL * sizes(track.xyxy[[start]])[0]:
                 continue
-            inside = (other.frames > track.frames[start]) & (other.frames <= track.frames[end])
-            keys, boxes = [track.frames[[start]]], [track.xyxy[[start]]]
-            keys.append(other.frames[inside])
-            boxes.append(other.xyxy[inside])
-            stop = int(keys[-1][-1]) if inside.any() else int(track.frames[start])
-            if end + 1 < len(track):
-                keys.append(track.frames[[end + 1]])
-                boxes.append(track.xyxy[[end + 1]])
-                stop = int(track.frames[end + 1])
-            frames = np.arange(track.frames[start], stop + 1)
-            path = interpolate(np.concatenate(keys), np.concatenate(boxes), frames).astype(np.float32)
-            if end + 1 == len(track):  # the rest of the stretch shows nothing
-                frames = np.append(frames, track.frames[end]) if stop < track.frames[end] else frames
-                path = np.concatenate([path, path[-1:]])[: len(frames)]
+            repair = _follow(track, start, end, other)
             seconds = (track.frames[end] - track.frames[start]) / fps
             yield (
                 Finding(
@@ -154,11 +155,28 @@ def _frozen(
                     int(track.frames[end]),
                     min(0.95, other.score + 0.15),
                     f"The box stays for {seconds:.1f} s, while the {other.top_class} moves on without it.",
-                    SetBoxes(track.track_id, frames, path),
+                    repair,
                 ),
                 number,
             )
             break
+
+
+def _follow(track: Track, start: int, end: int, other: Track) -> SetBoxes:
+    """Return the repair that leads the box from ``start`` along another track, and back to its own after ``end``."""
+    first, last = int(track.frames[start]), int(track.frames[end])
+    inside = (other.frames > first) & (other.frames <= last)
+    keys, boxes = [track.frames[[start]], other.frames[inside]], [track.xyxy[[start]], other.xyxy[inside]]
+    goes_on = end + 1 < len(track)
+    if goes_on:
+        keys.append(track.frames[[end + 1]])
+        boxes.append(track.xyxy[[end + 1]])
+    path = np.concatenate(keys)
+    # Without an own box afterwards, the object has left where the other track ends.
+    frames = np.arange(first, (last if goes_on else int(path[-1])) + 1)
+    return SetBoxes(
+        track.track_id, first, last, frames, interpolate(path, np.concatenate(boxes), frames).astype(np.float32)
+    )
 
 
 def _still(track: Track, first: int, last: int) -> tuple[int, int]:

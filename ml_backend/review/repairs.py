@@ -63,14 +63,16 @@ class Delete:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SetBoxes:
-    """A track's boxes between the first and the last of ``frames`` are replaced by these.
+    """A track's boxes from ``first`` to ``last`` are replaced by these.
 
     Attributes:
-        frames: ``(n,)`` strictly increasing, n > 0; the track is hidden on missing ones.
+        frames: ``(n,)`` strictly increasing, from ``first`` to ``last``; the track is hidden on missing ones.
         xyxy: ``(n, 4)`` pixels.
     """
 
     track: int
+    first: int
+    last: int
     frames: IntArray
     xyxy: FloatArray
 
@@ -122,12 +124,14 @@ def apply_repair(tracks: Sequence[Track], repair: Repair) -> list[Track]:
         case Delete(track_id):
             _find(by_id, track_id)
             changed[track_id] = None
-        case SetBoxes(track_id, frames, xyxy):
+        case SetBoxes(track_id, first, last, frames, xyxy):
             track = _find(by_id, track_id)
-            if not len(frames):
-                raise ValueError(f"expected boxes, got none for track {track_id}")
-            outside = (track.frames < frames[0]) | (track.frames > frames[-1])
+            outside = (track.frames < first) | (track.frames > last)
             new = Track(0, frames, xyxy.astype(np.float32), np.zeros(len(frames), np.float32))
+            if not outside.any() and not len(frames):
+                raise ValueError(f"expected boxes of track {track_id} to be left, got none")
+            if len(frames) and (frames[0] < first or frames[-1] > last):
+                raise ValueError(f"expected frames from {first} to {last}, got {frames[0]} to {frames[-1]}")
             changed[track_id] = _with_boxes(track, outside, new)
         case Add(track):
             added = [replace(track, track_id=new_id)]
@@ -152,10 +156,32 @@ def changed_boxes(tracks: Sequence[Track], repair: Repair) -> int:
         case Trim(track_id, first, last):
             frames = by_id[track_id].frames
             return int(((frames < first) | (frames > last)).sum())
-        case SetBoxes(_, frames):
-            return len(frames)
+        case SetBoxes(track_id, first, last, frames):
+            own = by_id[track_id].frames
+            return len(np.union1d(own[(own >= first) & (own <= last)], frames))
         case Add(track):
             return len(track)
+
+
+def describe(repair: Repair) -> str:
+    """Return a sentence that tells people what to do; frames count from 1, as in Label Studio."""
+    match repair:
+        case SplitAt(track, frame):
+            return f"Split track {track} at frame {frame + 1}."
+        case Join(track, later):
+            return f"Join track {later} to track {track}."
+        case SwapFrom(track, other, frame):
+            return f"Exchange the boxes of tracks {track} and {other} from frame {frame + 1} on."
+        case Relabel(track, label):
+            return f"Label track {track} {label}."
+        case Trim(track, first, last):
+            return f"Keep track {track} from frame {first + 1} to {last + 1} only."
+        case Delete(track):
+            return f"Delete track {track}."
+        case SetBoxes(track, first, last):
+            return f"Correct the boxes of track {track} from frame {first + 1} to {last + 1}."
+        case Add(track):
+            return f"Add a track of {track.label} from frame {track.frames[0] + 1} to {track.frames[-1] + 1}."
 
 
 def _find(by_id: dict[int, Track], track_id: int) -> Track:

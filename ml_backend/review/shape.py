@@ -64,15 +64,12 @@ def _impossible(track: Track, width: float, height: float) -> BoolArray:
 def _geometry(track: Track, bad: BoolArray, width: float, height: float) -> Finding:
     frames, number = track.frames[bad], track.track_id
     clipped = clip_xyxy(np.nan_to_num(track.xyxy), width, height)
-    usable = np.flatnonzero((clipped[:, 2:] > clipped[:, :2]).all(axis=1) & np.isfinite(track.xyxy).all(axis=1))
-    repair: Repair
-    if not len(usable):
-        repair = Delete(number)
-    elif usable[0] > 0 or usable[-1] < len(track) - 1:
-        repair = Trim(number, int(track.frames[usable[0]]), int(track.frames[usable[-1]]))
-    else:
-        # The box in between is unknown: the track is hidden there.
-        repair = SetBoxes(number, track.frames[usable], clipped[usable].astype(np.float32))
+    usable = (clipped[:, 2:] > clipped[:, :2]).all(axis=1) & np.isfinite(track.xyxy).all(axis=1)
+    repair: Repair = Delete(number)
+    if usable.any():  # where the box is unknown the track is hidden
+        first, last = int(frames[0]), int(frames[-1])
+        rows = usable & (track.frames >= first) & (track.frames <= last)
+        repair = SetBoxes(number, first, last, track.frames[rows], clipped[rows].astype(np.float32))
     reason = f"{_count(len(frames))} without area, outside the picture or larger than it."
     return Finding("geometry", (number,), int(frames[0]), int(frames[-1]), 0.95, reason, repair)
 
@@ -86,8 +83,6 @@ def _frozen(track: Track, moving: Float64Array, fps: float) -> Iterator[Finding]
         seconds = (track.frames[row] - track.frames[start]) / fps
         if seconds < FROZEN_S:
             continue
-        ends = [start, row + 1]
-        frames = np.arange(track.frames[start], track.frames[row + 1] + 1)
         yield Finding(
             "frozen",
             (track.track_id,),
@@ -95,9 +90,7 @@ def _frozen(track: Track, moving: Float64Array, fps: float) -> Iterator[Finding]
             int(track.frames[row]),
             0.6,
             f"The box stays for {seconds:.1f} s and then jumps.",
-            SetBoxes(
-                track.track_id, frames, interpolate(track.frames[ends], track.xyxy[ends], frames).astype(np.float32)
-            ),
+            _line(track, start, row + 1),
         )
 
 
@@ -118,9 +111,6 @@ def _jumps(track: Track, excess: Float64Array, fps: float) -> Iterator[Finding]:
         score = float(min(0.9, 0.4 + 0.4 * (excess[row - 1] - JUMP)))
         if back:
             done = back[-1]
-            ends = [row - 1, done]
-            frames = np.arange(track.frames[ends[0]], track.frames[ends[1]] + 1)
-            boxes = interpolate(track.frames[ends], track.xyxy[ends], frames)
             yield Finding(
                 "jump",
                 (track.track_id,),
@@ -128,7 +118,7 @@ def _jumps(track: Track, excess: Float64Array, fps: float) -> Iterator[Finding]:
                 int(track.frames[done]) - 1,
                 score,
                 "The box jumps away and back.",
-                SetBoxes(track.track_id, frames, boxes.astype(np.float32)),
+                _line(track, row - 1, done),
             )
             continue
         yield Finding(
@@ -140,6 +130,15 @@ def _jumps(track: Track, excess: Float64Array, fps: float) -> Iterator[Finding]:
             f"The box jumps by {excess[row - 1]:.1f} times its size from one frame to the next.",
             SplitAt(track.track_id, frame),
         )
+
+
+def _line(track: Track, start: int, end: int) -> SetBoxes:
+    """Return the repair that lets the box move evenly from one row to another one."""
+    ends = [start, end]
+    first, last = track.frames[ends].tolist()
+    frames = np.arange(first, last + 1)
+    boxes = interpolate(track.frames[ends], track.xyxy[ends], frames).astype(np.float32)
+    return SetBoxes(track.track_id, first, last, frames, boxes)
 
 
 def _near(track: Track, before: int, after: int) -> bool:
@@ -171,7 +170,7 @@ def _jitter(track: Track, fps: float) -> Iterator[Finding]:
             int(track.frames[b]),
             0.6,
             f"The box trembles for {(track.frames[b] - track.frames[a]) / fps:.1f} s.",
-            SetBoxes(track.track_id, frames, smooth),
+            SetBoxes(track.track_id, int(track.frames[a]), int(track.frames[b]), frames, smooth),
         )
 
 

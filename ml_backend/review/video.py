@@ -33,8 +33,8 @@ class ReviewVideo:
         task: id of the task.
         crops: embedded crops of any boxes; those that fit a track's boxes are its views.
         detections: by frame, on each frame that the detector saw; including weak ones. ``None``: not detected.
-        class_names: of the detections, by class id.
-        class_labels: label that the label config gives a detector's class, by class.
+        class_names: of the detections, by class id from 0.
+        class_labels: label of each class that has one; objects of other classes are not missed.
     """
 
     tracks: Sequence[Track]
