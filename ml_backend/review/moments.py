@@ -83,20 +83,20 @@ def find_moments(video: ReviewVideo) -> list[Moment]:
     return sorted(moments, key=lambda moment: (-moment.gain, moment.first, moment.tracks))
 
 
-#: Kinds of which the later explain the earlier at the same place and time.
+#: By kind, the kinds that explain it at the same place and time.
 _EXPLAINED_BY: dict[MomentKind, tuple[MomentKind, ...]] = {
-    "jump": MOMENT_KINDS,
+    "jump": tuple(kind for kind in MOMENT_KINDS if kind != "label"),
     "jitter": ("no_object", "duplicate", "frozen", "geometry"),
     "identity_jump": ("identity_jump", "no_object", "duplicate", "frozen"),
-    "overstay": ("no_object", "duplicate", "frozen", "geometry"),
+    "overstay": ("no_object", "duplicate", "frozen", "geometry", "overstay"),
     "frozen": ("no_object", "duplicate", "frozen", "overstay"),
     "label": ("no_object", "duplicate"),
-    "broken_life": ("no_object", "duplicate", "broken_life"),
-    "no_box": ("frozen",),
+    "broken_life": ("no_object", "duplicate"),
 }
 
 
 def _one_per_cause(findings: Sequence[Finding], slack: float) -> Iterator[Finding]:
+    """Yield the findings that no other one explains, given the most certain first; jumps are looked at last."""
     kept: list[Finding] = []
     for finding in sorted(findings, key=lambda f: f.kind == "jump"):
         causes = _EXPLAINED_BY.get(finding.kind, ())
