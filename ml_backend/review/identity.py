@@ -10,12 +10,12 @@ import numpy as np
 
 from ml_backend.core.boxes import iou_matrix
 from ml_backend.core.types import Track
-from ml_backend.labeling.few_shot.identity_jumps import likeness, weakest_link
+from ml_backend.labeling.few_shot.identity_jumps import weakest_link
 from ml_backend.review.finding import Finding
 from ml_backend.review.motion import apart, predicted, runs, steps
 from ml_backend.review.repairs import Delete, Join, SplitAt, SwapFrom
 from ml_backend.review.shape import JUMP
-from ml_backend.review.video import Evidence
+from ml_backend.review.video import Evidence, likeness
 from ml_backend.tracking.assembly import DUPLICATE_IOU, DUPLICATE_IOU_CLASSES, DUPLICATE_SHARE
 from ml_backend.tracking.stitch import best_pairs
 from ml_backend.tracking.tracklet import Tracklet
@@ -28,6 +28,8 @@ MEET_S = 0.2
 SHARP = 0.1
 #: Longest gap in a life, seconds; the assembler has joined what it could over 2 s.
 GAP_S = 3.0
+#: Views on either side of an exchange, and other tracks, that are compared.
+NEAREST, COMPARED = 4, 40
 #: Seconds that a part of a track lasts in which its views show another object.
 PART_S = 0.3
 #: Seconds at the ends of two parts of a life whose views are compared.
@@ -98,13 +100,13 @@ def _swaps(evidence: Evidence, meetings: dict[Pair, list[int]]) -> Iterator[Find
         a, b = evidence.by_id[a_id], evidence.by_id[b_id]
         near = np.unique(np.add.outer(met, np.arange(-reach, reach + 1)))
         for first, last in runs(np.isin(np.arange(near[0], near[-1] + 1), near)):
-            frames = np.arange(near[0] + first, near[0] + last + 1)
-            scored = [(score, int(frame)) for frame in frames if (score := _swap_score(evidence, a, b, int(frame))) > 0]
+            frames = range(int(near[0]) + first, int(near[0]) + last + 1)
+            scored = [(score, f) for f in frames[::2] if (score := _swap_score(evidence, a, b, f)) > 0]
             if not scored:
                 continue
             best, frame = max(scored)
             # An exchange from one frame to the next is seen exactly; smoothed boxes only tell about when.
-            cut, sharpest = min((_cut(a, b, frame), frame) for _, frame in scored)
+            cut, sharpest = min((_cut(a, b, f), f) for _, middle in scored for f in (middle - 1, middle, middle + 1))
             frame = sharpest if cut < -SHARP else frame
             score = float(1 / (1 + np.exp(-best)))
             if score >= 0.5:
@@ -157,11 +159,10 @@ def _view_gain(evidence: Evidence, a: Track, b: Track, frame: int) -> float:
         cut = int(np.searchsorted(views.frames, frame))
         if not 0 < cut < len(views.frames):
             return 0.0
-        parts += [views.part(slice(max(0, cut - 4), cut)), views.part(slice(cut, cut + 4))]
+        parts += [views.unit[max(0, cut - NEAREST) : cut], views.unit[cut : cut + NEAREST]]
     a_before, a_after, b_before, b_after = parts
-    centre = evidence.centre
-    crossed = likeness(a_before, b_after, centre) + likeness(b_before, a_after, centre)
-    return crossed - likeness(a_before, a_after, centre) - likeness(b_before, b_after, centre)
+    crossed = likeness(a_before, b_after) + likeness(b_before, a_after)
+    return crossed - likeness(a_before, a_after) - likeness(b_before, b_after)
 
 
 def _identity_jumps(evidence: Evidence) -> Iterator[Finding]:
@@ -169,6 +170,7 @@ def _identity_jumps(evidence: Evidence) -> Iterator[Finding]:
     fps = evidence.video.fps
     for track_id, views in evidence.views.items():
         others = [other.looks for number, other in evidence.views.items() if number != track_id]
+        others = others[:: -(-len(others) // COMPARED) or 1]
         weakest = weakest_link(views.looks, others)
         if weakest is None:
             continue
@@ -252,4 +254,4 @@ def _likeness_across(evidence: Evidence, a: Track, b: Track) -> float | None:
     early = int(np.searchsorted(after.frames, b.frames[0] + reach, side="right"))
     if late == len(before.frames) or not early:
         return None
-    return likeness(before.part(slice(late, None)), after.part(slice(0, early)), evidence.centre)
+    return likeness(before.unit[late:], after.unit[:early])

@@ -3,58 +3,60 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ml_backend.core.boxes import iou_matrix
 from ml_backend.core.types import Track
-from ml_backend.labeling.few_shot.identity_jumps import MAX_OTHERS, likeness
 from ml_backend.review.finding import Finding
 from ml_backend.review.repairs import Relabel
-from ml_backend.review.video import Evidence
+from ml_backend.review.video import Evidence, likeness
 
 #: IoU from which a detection tells the class of a track's box.
 SAME_IOU = 0.5
-#: Weight of the class that bears a label's name, or that the config gives to it, in tracks.
+#: Tracks that a class counts as for the label that the config gives to it, or that has its name.
 NAMED = 1.0
 #: Log-odds from which a label is doubted, and weights of classes and views.
-DOUBT, CLASSES, VIEWS = 0.5, 1.0, 6.0
-#: Tracks of a label of which views are compared: the most alike ones.
-NEAREST = 3
+DOUBT, CLASSES, VIEWS = 1.0, 1.0, 6.0
+#: Tracks of a label of which views are compared, and the most alike ones of these that count.
+COMPARED, NEAREST = 50, 3
 #: Share of a class that no track of a label has.
 UNSEEN = 0.05
 
 
 def find(evidence: Evidence) -> Iterator[Finding]:
     """Yield tracks of which the detector's classes and the views speak for another label."""
-    tracks = evidence.video.tracks
-    names = sorted({track.label for track in tracks if track.label} | set(evidence.video.class_labels.values()))
+    video = evidence.video
+    by_class = set(video.class_labels.values())
+    names = sorted({track.label for track in video.tracks if track.label} | by_class)
     if len(names) < 2:
         return
     shares = _class_shares(evidence)
-    for track in tracks:
-        if not track.label:
+    known = _class_counts(evidence, shares)
+    seen = {name: [t for t in video.tracks if t.label == name and t.track_id in evidence.views] for name in names}
+    for track in video.tracks:
+        label = track.label
+        if not label:
             continue
-        classes = _class_evidence(evidence, track, names, shares)
-        views = _view_evidence(evidence, track, names)
+        classes = _class_evidence(shares[track.track_id], label, known)
+        views = _view_evidence(evidence, track, seen)
         odds = {
-            name: CLASSES * (classes[name] - classes[track.label])
-            + VIEWS * (views[name] - views[track.label] if name in views and track.label in views else 0.0)
+            name: CLASSES * (classes[name] - classes[label] if name in classes and label in classes else 0.0)
+            + VIEWS * (views[name] - views[label] if name in views and label in views else 0.0)
             for name in names
-            if name != track.label
+            if name != label
         }
-        best = max(odds, key=lambda name: (odds[name], name))
-        score = float(1 / (1 + np.exp(-(odds[best] - 2 * DOUBT))))
-        if odds[best] <= 2 * DOUBT:
+        best = max(odds, key=lambda name: (odds[name], name in by_class, name))
+        if odds[best] <= DOUBT:
             continue
         yield Finding(
             "label",
             (track.track_id,),
             int(track.frames[0]),
             int(track.frames[-1]),
-            min(score, 0.95),
-            f"It is labelled {track.label}, but looks like {best}.",
+            min(float(1 / (1 + np.exp(DOUBT - odds[best]))), 0.95),
+            f"It is labelled {label}, but looks like {best}.",
             Relabel(track.track_id, best),
         )
 
@@ -81,44 +83,48 @@ def _class_shares(evidence: Evidence) -> dict[int, Mapping[str, float]]:
     return shares
 
 
-def _class_evidence(
-    evidence: Evidence, track: Track, names: list[str], shares: Mapping[int, Mapping[str, float]]
-) -> dict[str, float]:
-    """Return the log-likelihood of a track's classes for each label, from the other tracks that have it."""
-    own = shares[track.track_id]
-    out = dict.fromkeys(names, 0.0)
-    if not own:
-        return out
-    known: dict[str, dict[str, float]] = {name: defaultdict(float) for name in names}
+def _class_counts(evidence: Evidence, shares: Mapping[int, Mapping[str, float]]) -> dict[str, defaultdict[str, float]]:
+    """Return how many tracks of each label have each class, with :data:`NAMED` for the class that has the label."""
+    known: dict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for name, label in evidence.video.class_labels.items():
         known[label][name] += NAMED
-    for other in evidence.video.tracks:
-        if other is not track and other.label:
-            for name, share in shares[other.track_id].items():
-                known[other.label][name] += share
-    for name in names:
-        if name not in evidence.video.class_labels.values() and not known[name] and name not in own:
-            continue
-        total = sum(known[name].values()) + NAMED * (name in own)
-        likely = sum(share * (known[name][c] + NAMED * (c == name)) / max(total, NAMED) for c, share in own.items())
-        out[name] = float(np.log(max(likely, UNSEEN)))
+    for track in evidence.video.tracks:
+        for name, share in shares[track.track_id].items():
+            if track.label:
+                known[track.label][name] += share
+    for label in {name for own in shares.values() for name in own} - evidence.video.class_labels.keys():
+        if label in known:
+            known[label][label] += NAMED
+    return known
+
+
+def _class_evidence(own: Mapping[str, float], label: str, known: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return the log-likelihood of a track's classes for each label of which something else is known.
+
+    Args:
+        own: shares of its classes.
+        label: of the track, whose own shares are left out.
+    """
+    out: dict[str, float] = {}
+    for name, counts in known.items():
+        others = {c: count - own.get(c, 0.0) * (name == label) for c, count in counts.items()}
+        total = sum(others.values())
+        if own and total > 0.5:  # less is rounding, or a part of a track
+            likely = sum(share * others.get(c, 0.0) / total for c, share in own.items())
+            out[name] = float(np.log(max(likely, UNSEEN)))
     return out
 
 
-def _view_evidence(evidence: Evidence, track: Track, names: list[str]) -> dict[str, float]:
+def _view_evidence(evidence: Evidence, track: Track, seen: Mapping[str, Sequence[Track]]) -> dict[str, float]:
     """Return for each label how alike the views of the track and of the label's most similar other tracks are."""
     own = evidence.views.get(track.track_id)
     if own is None:
         return {}
     out = {}
-    for name in names:
-        others = [
-            other.track_id
-            for other in evidence.video.tracks
-            if other.label == name and other is not track and other.track_id in evidence.views
-        ]
-        others = others[:: -(-len(others) // MAX_OTHERS) or 1]
-        found = [likeness(own.looks, evidence.views[number].looks, evidence.centre) for number in others]
+    for name, tracks in seen.items():
+        others = [other.track_id for other in tracks if other is not track]
+        others = others[:: -(-len(others) // COMPARED) or 1]
+        found = [likeness(own.unit, evidence.views[number].unit) for number in others]
         if len(found) >= NEAREST:
             out[name] = float(np.mean(sorted(found)[-NEAREST:]))
     return out

@@ -11,7 +11,7 @@ import numpy as np
 from ml_backend.core.boxes import iou_matrix
 from ml_backend.core.types import Detections, Float64Array, IntArray, Track
 from ml_backend.embeddings.crop_embeddings import CropEmbedding
-from ml_backend.labeling.few_shot.identity_jumps import TrackViews
+from ml_backend.labeling.few_shot.identity_jumps import TrackViews, centred
 
 #: IoU of a crop with a track's box from which it shows the track, and with another one's from which it shows both.
 SHOWS_IOU, SHARED_IOU = 0.6, 0.3
@@ -55,14 +55,18 @@ class Views:
 
     Attributes:
         frames: ``(m,)``.
+        looks: embeddings and colours.
+        unit: ``(m, d)`` both, less those of the video's mean view, so that products of rows are likeness, -1 to 1.
     """
 
     frames: IntArray
     looks: TrackViews
+    unit: Float64Array
 
-    def part(self, rows: slice) -> TrackViews:
-        """Return some of the views."""
-        return TrackViews(self.looks.vectors[rows], self.looks.colours[rows])
+
+def likeness(a: Float64Array, b: Float64Array) -> float:
+    """Return the mean likeness of views ``(m, d)`` and ``(n, d)``, rows of :attr:`Views.unit`."""
+    return float(a.mean(axis=0) @ b.mean(axis=0))
 
 
 class Evidence:
@@ -113,17 +117,19 @@ class Evidence:
             others = iou_matrix(np.delete(boxes, best, axis=0), boxes[best : best + 1])
             if iou[best] >= SHOWS_IOU and others.max(initial=0.0) < SHARED_IOU:
                 chosen.setdefault(int(ids[best]), []).append((crop.frame, crop))
-        views = {}
+        frames: dict[int, IntArray] = {}
+        looks: dict[int, TrackViews] = {}
         for track_id, crops in chosen.items():
             unique = list(dict(sorted(crops, key=lambda item: item[0])).values())
-            views[track_id] = Views(np.array([crop.frame for crop in unique], np.int64), TrackViews.of(unique))
-        return views
-
-    @cached_property
-    def centre(self) -> TrackViews:
-        """The mean view of all tracks with views."""
-        looks = [views.looks for views in self.views.values()]
-        return TrackViews(
-            np.mean([look.vectors.mean(axis=0) for look in looks], axis=0),
-            np.mean([look.colours.mean(axis=0) for look in looks], axis=0),
+            frames[track_id] = np.array([crop.frame for crop in unique], np.int64)
+            looks[track_id] = TrackViews.of(unique)
+        if not looks:
+            return {}
+        centre = TrackViews(
+            np.mean([look.vectors.mean(axis=0) for look in looks.values()], axis=0),
+            np.mean([look.colours.mean(axis=0) for look in looks.values()], axis=0),
         )
+        return {
+            track_id: Views(frames[track_id], look, np.concatenate(centred(look, centre), axis=1) / np.sqrt(2))
+            for track_id, look in looks.items()
+        }

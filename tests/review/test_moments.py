@@ -118,6 +118,19 @@ def test_a_wrong_label_is_corrected() -> None:
         assert moment.repair == Relabel(number, str(clean[number - 1].label))
 
 
+def test_a_label_of_which_nothing_is_known_is_not_proposed() -> None:
+    clean = street()
+    spoiled = put(clean, replace(clean[0], label="bicycle"), replace(clean[5], label="first_responder"))
+    moment = only(find_moments(video(spoiled, clean, looks=False)), "label")
+    assert moment.repair == Relabel(1, "person")
+
+
+def test_an_export_tells_a_wrong_label_by_the_detectors_classes_in_it() -> None:
+    clean = street()
+    moment = only(find_moments(video(put(clean, replace(clean[0], label="bicycle")))), "label")
+    assert moment.repair == Relabel(1, "person")
+
+
 def test_labels_of_a_projects_own_are_not_measured_by_the_detectors_classes() -> None:
     clean = street()
     own = [replace(track, label="first_responder") if track.track_id in (1, 2, 3) else track for track in clean]

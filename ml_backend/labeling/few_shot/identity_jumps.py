@@ -108,16 +108,6 @@ def weakest_link(views: TrackViews, others: Sequence[TrackViews]) -> WeakestLink
     return WeakestLink(index, (mean - likeness) / spread)
 
 
-def likeness(a: TrackViews, b: TrackViews, centre: TrackViews) -> float:
-    """Return the mean likeness of the views of two tracks, -1 to 1.
-
-    Args:
-        centre: mean view of all tracks, of which ``vectors`` is ``(d,)`` and ``colours`` ``(c,)``.
-    """
-    vectors = _cosines(a.vectors - centre.vectors, b.vectors - centre.vectors)
-    return float((vectors + _cosines(a.colours - centre.colours, b.colours - centre.colours)).mean() / 2)
-
-
 def _usual_likeness(clean: Sequence[float]) -> tuple[float, float]:
     """Return mean and standard deviation of how alike clean tracks' parts are, from tracks of which most are clean."""
     mean, variance = PRIOR_MEAN, PRIOR_SPREAD**2
@@ -133,21 +123,22 @@ def _usual_likeness(clean: Sequence[float]) -> tuple[float, float]:
 
 def _least_alike(views: TrackViews, centre: TrackViews) -> tuple[float, int]:
     """Return the mean likeness of the two parts of a track that are least alike, and where the second begins."""
-    vectors, colours = views.vectors - centre.vectors, views.colours - centre.colours
-    alike = (_cosines(vectors, vectors) + _cosines(colours, colours)) / 2
+    vectors, colours = centred(views, centre)
+    alike = (vectors @ vectors.T + colours @ colours.T) / 2
     parts = [float(alike[:i, i:].mean()) for i in range(1, len(alike))]
     index = int(np.argmin(parts))
     return parts[index], index + 1
 
 
-def _cosines(a: FloatArray, b: FloatArray) -> Float64Array:
-    out: Float64Array = _unit(a) @ _unit(b).T
-    return out
+def centred(views: TrackViews, centre: TrackViews) -> tuple[Float64Array, Float64Array]:
+    """Return the vectors ``(m, d)`` and colours ``(m, c)`` of views less the centre's, L2-normalised."""
+    return _unit(views.vectors - centre.vectors), _unit(views.colours - centre.colours)
 
 
 def _unit(rows: FloatArray) -> Float64Array:
-    out: Float64Array = rows.astype(np.float64) / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
-    return out
+    unit = rows.astype(np.float64)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-9)
+    return unit
 
 
 @lru_cache(maxsize=1024)  # 8 MB: each check of a scene reads the same ones
