@@ -5,10 +5,10 @@
 Tracks of a street video, as they are predicted without skipping frames and reduced to keyframes, count as right. Each
 scene is a variant of them (mirrored, backwards, at half the rate) in which faults of seven kinds are made, two of each,
 on tracks that no other fault touches: two tracks exchange their objects (where they are nearest, or within half a
-second of it), a track takes another one's object and its own goes on as a new track, a track is broken in two (with a
-gap of up to a second), has another label, stays where it is for 0.7 to 2 s while its object moves on by half its size
-or more, is invented (a slowly drifting box where no object is), or is deleted. The review gets the spoiled tracks, the
-detections, and crops of the spoiled boxes.
+second of it; boxes are smoothed there, as those of a tracker are), a track takes another one's object and its own goes
+on as a new track, a track is broken in two (with a gap of up to a second), has another label, stays where it is for 0.7
+to 2 s while its object moves on by half its size or more, is invented (a slowly drifting box where no object is), or is
+deleted. The review gets the spoiled tracks, the detections, and crops of the spoiled boxes.
 
 Reported are the share of faults among the first moments, twice as many as there are faults, by kind; the moments on
 the unspoiled tracks, of which some are faults of the tracker; and the HOTA against the unspoiled tracks, label by
@@ -50,8 +50,10 @@ from ml_backend.label_studio.timeline import video_timeline  # noqa: E402
 from ml_backend.review.moments import Moment, find_moments  # noqa: E402
 from ml_backend.review.repairs import apply_repair  # noqa: E402
 from ml_backend.review.video import CROPS_PER_TRACK, ReviewVideo  # noqa: E402
+from ml_backend.tracking.assembly import SMOOTH_S  # noqa: E402
 from ml_backend.tracking.builder import TrackBuilder  # noqa: E402
 from ml_backend.tracking.metrics import Counts, count  # noqa: E402
+from ml_backend.tracking.smooth import fill_and_smooth  # noqa: E402
 from ml_backend.video.probe import probe  # noqa: E402
 
 KINDS = ("swapped", "taken", "broken", "relabelled", "frozen", "invented", "deleted")
@@ -277,7 +279,13 @@ class Spoiler:
                 np.concatenate([x[one.frames < frame], y[two.frames >= frame]])
                 for x, y in ((one.frames, two.frames), (one.xyxy, two.xyxy), (one.conf, two.conf))
             ]
-            self.tracks[one.track_id] = replace(one, frames=parts[0], xyxy=parts[1], conf=parts[2])
+            # As the assembler does, so that the box glides over.
+            near = np.flatnonzero(np.abs(parts[0] - frame) <= 5 * SMOOTH_S * self.scene.fps)
+            smooth = fill_and_smooth(parts[0][near], parts[1][near], parts[2][near], 0, SMOOTH_S * self.scene.fps)
+            inner = np.abs(parts[0][near] - frame) <= 3 * SMOOTH_S * self.scene.fps
+            boxes = parts[1].copy()
+            boxes[near[inner]] = smooth[1][inner]
+            self.tracks[one.track_id] = replace(one, frames=parts[0], xyxy=boxes, conf=parts[2])
         return Fault("swapped", (a_id, b_id), frame, frame)
 
     def taken(self) -> Fault | None:
@@ -289,7 +297,7 @@ class Spoiler:
         self.tracks[track.track_id] = _rows(track, track.frames < frame)
         later = self._new_id()
         self.tracks[later] = replace(_rows(track, track.frames >= frame), track_id=later)
-        return Fault("taken", (swapped.tracks[0],), frame, frame)
+        return Fault("taken", (*swapped.tracks, later), frame, frame)
 
     def broken(self) -> Fault | None:
         for number in self._shuffled():

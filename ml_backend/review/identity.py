@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
 
 from ml_backend.core.boxes import iou_matrix
-from ml_backend.core.types import Track
+from ml_backend.core.types import Float64Array, Track
 from ml_backend.labeling.few_shot.identity_jumps import weakest_link
 from ml_backend.review.finding import Finding
 from ml_backend.review.motion import apart, predicted, runs, steps
@@ -26,6 +27,10 @@ MEET_IOU = 0.02
 MEET_S = 0.2
 #: Step, in box sizes, of an exchange that no smoothing has hidden.
 SHARP = 0.1
+#: Seconds before and after an exchange that smoothing may have blended.
+BLEND_S = 0.2
+#: Distance, in box sizes, from which a track does not go on where another one has ended.
+FITS = 0.7
 #: Longest gap in a life, seconds; the assembler has joined what it could over 2 s.
 GAP_S = 3.0
 #: Views on either side of an exchange, and other tracks, that are compared.
@@ -40,7 +45,9 @@ def find(evidence: Evidence) -> Iterator[Finding]:
     """Yield where tracks seem to show another object than before, or the same as another track."""
     meetings, overlaps = _meetings(evidence)
     yield from _duplicates(evidence, overlaps)
-    yield from _swaps(evidence, meetings)
+    exchanges = _Exchanges(evidence)
+    yield from _swaps(evidence, meetings, exchanges)
+    yield from _takeovers(evidence, exchanges)
     yield from _identity_jumps(evidence)
     yield from _broken_lives(evidence)
 
@@ -93,32 +100,158 @@ def _duplicates(evidence: Evidence, overlaps: dict[Pair, Counter[float]]) -> Ite
         )
 
 
-def _swaps(evidence: Evidence, meetings: dict[Pair, list[int]]) -> Iterator[Finding]:
-    fps = evidence.video.fps
-    reach = max(2, round(MEET_S * fps))
+class _Exchanges:
+    """Weighs whether a track exchanges its object with another one at a frame, by motion and views.
+
+    The other one may be two tracks: one that ends there and one that begins, of which one may be missing.
+    """
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._evidence = evidence
+        self._predicted = lru_cache(maxsize=100_000)(self._predict)
+
+    def odds(self, track: Track, ends: Track | None, begins: Track | None, frame: int) -> float:
+        """Return the log-odds of an exchange; ``-inf`` if there is nothing to compare.
+
+        Args:
+            ends, begins: the other track before and from ``frame`` on: the same one if it goes on.
+        """
+        own = self._predicted(track.track_id, frame, True), self._predicted(track.track_id, frame, False)
+        other = [
+            None if part is None else self._predicted(part.track_id, frame, before)
+            for part, before in ((ends, True), (begins, False))
+        ]
+        if own[0] is None or own[1] is None or all(part is None for part in other):
+            return -np.inf
+        if ends is not begins and any(
+            apart(a, b) > FITS for a, b in ((other[0], own[1]), (own[0], other[1])) if a is not None and b is not None
+        ):
+            return -np.inf
+        views = [*self._views(track, track, frame), *self._views(ends, begins, frame)]
+        motion = _exchange_gain([own[0], own[1], *other], ends is begins, lambda a, b: -apart(a, b))
+        if motion < -1:
+            return -np.inf
+        alike = _exchange_gain(views, ends is begins, likeness)
+        return SWAP_MOTION * min(motion, 1.5) + SWAP_VIEWS * float(np.clip(alike, -1, 1)) - SWAP_PRIOR
+
+    def distance(self, a: Track, b: Track, frame: int) -> float:
+        """Return how far two tracks are apart just before a frame, in box sizes."""
+        ends = [self._predicted(track.track_id, frame, True) for track in (a, b)]
+        return np.inf if ends[0] is None or ends[1] is None else apart(ends[0], ends[1])
+
+    def _predict(self, track_id: int, frame: int, before: bool) -> Float64Array | None:
+        return predicted(self._evidence.by_id[track_id], frame, self._evidence.video.fps, before=before)
+
+    def _views(self, ends: Track | None, begins: Track | None, frame: int) -> Iterator[Float64Array | None]:
+        """Yield the last views before a frame and the first from it on."""
+        for track, before in ((ends, True), (begins, False)):
+            views = None if track is None else self._evidence.views.get(track.track_id)
+            if views is None:
+                yield None
+                continue
+            cut = int(np.searchsorted(views.frames, frame))
+            rows = views.unit[max(0, cut - NEAREST) : cut] if before else views.unit[cut : cut + NEAREST]
+            yield rows if len(rows) else None
+
+
+#: Weights of motion, in box sizes, and of likeness of views, and how rare exchanges are.
+SWAP_MOTION, SWAP_VIEWS, SWAP_PRIOR = 4.0, 3.0, 1.5
+
+
+def _exchange_gain(
+    parts: Sequence[Float64Array | None], same: bool, likeness_of: Callable[[Float64Array, Float64Array], float]
+) -> float:
+    """Return how much better two tracks go on if they are exchanged; 0 where too little is known.
+
+    Args:
+        parts: the first track before and after, then the second one; a part of the second may be missing.
+        same: whether the second track goes on; if not, the first one tells how well tracks do.
+    """
+    a_before, a_after, b_before, b_after = parts
+    if a_before is None or a_after is None:
+        return 0.0
+    straight = likeness_of(a_before, a_after)
+    crossed = [
+        likeness_of(before, after)
+        for before, after in ((b_before, a_after), (a_before, b_after))
+        if before is not None and after is not None
+    ]
+    if not crossed:
+        return 0.0
+    if same and b_before is not None and b_after is not None:
+        return sum(crossed) - straight - likeness_of(b_before, b_after)
+    return 2 * (float(np.mean(crossed)) - straight)
+
+
+def _swaps(evidence: Evidence, meetings: dict[Pair, list[int]], exchanges: _Exchanges) -> Iterator[Finding]:
+    reach = max(2, round(MEET_S * evidence.video.fps))
     for (a_id, b_id), met in meetings.items():
         a, b = evidence.by_id[a_id], evidence.by_id[b_id]
         near = np.unique(np.add.outer(met, np.arange(-reach, reach + 1)))
         for first, last in runs(np.isin(np.arange(near[0], near[-1] + 1), near)):
-            frames = range(int(near[0]) + first, int(near[0]) + last + 1)
-            scored = [(score, f) for f in frames[::2] if (score := _swap_score(evidence, a, b, f)) > 0]
+            frames = [f for f in range(int(near[0]) + first, int(near[0]) + last + 1, 2) if _both_go_on(a, b, f, reach)]
+            scored = [(odds, f) for f in frames if (odds := exchanges.odds(a, b, b, f)) > 0]
             if not scored:
                 continue
             best, frame = max(scored)
             # An exchange from one frame to the next is seen exactly; smoothed boxes only tell about when.
             cut, sharpest = min((_cut(a, b, f), f) for _, middle in scored for f in (middle - 1, middle, middle + 1))
-            frame = sharpest if cut < -SHARP else frame
-            score = float(1 / (1 + np.exp(-best)))
-            if score >= 0.5:
-                yield Finding(
-                    "identity_jump",
-                    (a_id, b_id),
-                    frame,
-                    frame,
-                    min(score, 0.97),
-                    "Two tracks seem to exchange their objects where they meet.",
-                    SwapFrom(a_id, b_id, frame),
-                )
+            sharp = cut < -max(SHARP, exchanges.distance(a, b, frame))
+            frame = sharpest if sharp else frame
+            blend = 0 if sharp else _blend(evidence, (a, b), frame)
+            reason = "Two tracks seem to exchange their objects where they meet."
+            yield _exchange((a_id, b_id), frame, best, reason, SwapFrom(a_id, b_id, frame, blend))
+
+
+def _both_go_on(a: Track, b: Track, frame: int, reach: int) -> bool:
+    return all(track.frames[0] + reach <= frame <= track.frames[-1] - reach for track in (a, b))
+
+
+def _blend(evidence: Evidence, tracks: Sequence[Track], frame: int) -> int:
+    """Return the frames around an exchange that smoothing may have blended, at most as many as all tracks have."""
+    rooms = [min(frame - 1 - int(track.frames[0]), int(track.frames[-1]) - frame) for track in tracks]
+    return max(0, min(round(BLEND_S * evidence.video.fps), *rooms))
+
+
+def _exchange(tracks: tuple[int, ...], frame: int, odds: float, reason: str, repair: SwapFrom) -> Finding:
+    score = min(float(1 / (1 + np.exp(-odds))), 0.97)
+    return Finding("identity_jump", tracks, frame, frame, score, reason, repair)
+
+
+def _takeovers(evidence: Evidence, exchanges: _Exchanges) -> Iterator[Finding]:
+    """Yield tracks that take the object of one that ends there, or leave theirs to one that begins there."""
+    video = evidence.video
+    reach = max(2, round(MEET_S * video.fps))
+    begin_at: dict[int, list[Track]] = defaultdict(list)
+    end_at: dict[int, list[Track]] = defaultdict(list)
+    for track in video.tracks:
+        if len(track) >= PART_S * video.fps:
+            begin_at[int(track.frames[0])].append(track)
+            end_at[int(track.frames[-1]) + 1].append(track)
+    for frame in sorted({*begin_at, *end_at}):
+        if not 0 < frame < video.frames:
+            continue
+        around = range(frame - reach, frame + reach + 1)
+        ended = end_at.get(frame, [])
+        begun = [track for near in around for track in begin_at.get(near, [])] if ended else begin_at[frame]
+        options: list[tuple[Track | None, Track | None]] = [(e, b) for e in ended for b in begun if e is not b]
+        options += [(e, None) for e in ended] + [(None, b) for b in begin_at.get(frame, [])]
+        ids = evidence.rows_by_frame[frame][0] if frame in evidence.rows_by_frame else np.zeros(0, np.int64)
+        best: tuple[float, Finding] | None = None
+        for track_id in ids.tolist():
+            track = evidence.by_id[track_id]
+            for ends, begins in options:
+                if track in (ends, begins) or not track.frames[0] < frame - reach <= frame + reach < track.frames[-1]:
+                    continue
+                found = max((exchanges.odds(track, ends, begins, f), f) for f in (frame - 2, frame, frame + 2))
+                other = ends or begins
+                if found[0] > 0 and other is not None and (best is None or found[0] > best[0]):
+                    repair = SwapFrom(track_id, other.track_id, frame, _blend(evidence, [track], frame))
+                    tracks = tuple(part.track_id for part in (track, ends, begins) if part is not None)
+                    reason = "The track seems to go over to the object of another one, which ends or begins here."
+                    best = found[0], _exchange(tracks, frame, found[0], reason, repair)
+        if best:
+            yield best[1]
 
 
 def _cut(a: Track, b: Track, frame: int) -> float:
@@ -130,39 +263,6 @@ def _cut(a: Track, b: Track, frame: int) -> float:
     boxes = a.xyxy.astype(np.float64), b.xyxy.astype(np.float64)
     crossed = apart(boxes[0][i - 1], boxes[1][j]) + apart(boxes[1][j - 1], boxes[0][i])
     return crossed - apart(boxes[0][i - 1], boxes[0][i]) - apart(boxes[1][j - 1], boxes[1][j])
-
-
-def _swap_score(evidence: Evidence, a: Track, b: Track, frame: int) -> float:
-    """Return the log-odds that two tracks are exchanged at a frame, by motion and views."""
-    fps = evidence.video.fps
-    ends = [predicted(track, frame, fps, before=before) for track in (a, b) for before in (True, False)]
-    a_before, a_after, b_before, b_after = ends
-    if a_before is None or a_after is None or b_before is None or b_after is None:
-        return -np.inf
-    straight = apart(a_before, a_after) + apart(b_before, b_after)
-    motion = straight - apart(a_before, b_after) - apart(b_before, a_after)
-    if motion < -1:
-        return -np.inf
-    return SWAP_MOTION * float(np.clip(motion, -1.5, 1.5)) + SWAP_VIEWS * _view_gain(evidence, a, b, frame) - SWAP_PRIOR
-
-
-SWAP_MOTION, SWAP_VIEWS, SWAP_PRIOR = 4.0, 3.0, 1.5
-
-
-def _view_gain(evidence: Evidence, a: Track, b: Track, frame: int) -> float:
-    """Return how much more alike the views are if the tracks are exchanged; 0 if there are none on some side."""
-    parts = []
-    for track in (a, b):
-        views = evidence.views.get(track.track_id)
-        if views is None:
-            return 0.0
-        cut = int(np.searchsorted(views.frames, frame))
-        if not 0 < cut < len(views.frames):
-            return 0.0
-        parts += [views.unit[max(0, cut - NEAREST) : cut], views.unit[cut : cut + NEAREST]]
-    a_before, a_after, b_before, b_after = parts
-    crossed = likeness(a_before, b_after) + likeness(b_before, a_after)
-    return crossed - likeness(a_before, a_after) - likeness(b_before, b_after)
 
 
 def _identity_jumps(evidence: Evidence) -> Iterator[Finding]:

@@ -91,7 +91,7 @@ _EXPLAINED_BY: dict[MomentKind, tuple[MomentKind, ...]] = {
     "overstay": ("no_object", "duplicate", "frozen", "geometry", "overstay"),
     "frozen": ("no_object", "duplicate", "frozen", "overstay"),
     "label": ("no_object", "duplicate"),
-    "broken_life": ("no_object", "duplicate"),
+    "broken_life": ("no_object", "duplicate", "identity_jump"),
 }
 
 

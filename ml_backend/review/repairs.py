@@ -30,11 +30,17 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class SwapFrom:
-    """Two tracks exchange their boxes from ``frame`` on."""
+    """Two tracks exchange their boxes from ``frame`` on; ``other`` may end before it, or begin there.
+
+    Attributes:
+        blend: frames before and after the exchange on which boxes lie between the two objects, as smoothing leaves
+            them. They get linear boxes; a track that ends or begins there loses them.
+    """
 
     track: int
     other: int
     frame: int
+    blend: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +115,17 @@ def apply_repair(tracks: Sequence[Track], repair: Repair) -> list[Track]:
                 raise ValueError(f"expected two tracks, got {repair}")
             changed[track_id] = _joined(_find(by_id, track_id), _find(by_id, later_id), fill)
             changed[later_id] = None
-        case SwapFrom(track_id, other_id, frame):
+        case SwapFrom(track_id, other_id, frame, blend):
             if track_id == other_id:
                 raise ValueError(f"expected two tracks, got {repair}")
             a, b = _find(by_id, track_id), _find(by_id, other_id)
-            a_later, b_later = _part(a, a.frames >= frame, repair), _part(b, b.frames >= frame, repair)
-            changed[track_id] = _with_boxes(a, a.frames < frame, b_later)
-            changed[other_id] = _with_boxes(b, b.frames < frame, a_later)
+            _part(a, a.frames < frame - blend, repair)
+            _part(a, a.frames >= frame + blend, repair)
+            for one, two in ((a, b), (b, a)):
+                before, after = _rows(one, one.frames < frame - blend), _rows(two, two.frames >= frame + blend)
+                changed[one.track_id] = _with_lines(
+                    _with_boxes(before, np.ones(len(before), bool), after), frame, blend
+                )
         case Relabel(track_id, label):
             changed[track_id] = replace(_find(by_id, track_id), label=label)
         case Trim(track_id, first, last):
@@ -194,6 +204,10 @@ def _find(by_id: dict[int, Track], track_id: int) -> Track:
 def _part(track: Track, rows: BoolArray, repair: Repair) -> Track:
     if not rows.any():
         raise ValueError(f"expected boxes on both sides of the frame, got none on one for {repair}")
+    return _rows(track, rows)
+
+
+def _rows(track: Track, rows: BoolArray) -> Track:
     return replace(track, frames=track.frames[rows], xyxy=track.xyxy[rows], conf=track.conf[rows])
 
 
@@ -207,6 +221,16 @@ def _with_boxes(track: Track, rows: BoolArray, other: Track) -> Track:
         xyxy=np.concatenate([track.xyxy[rows], other.xyxy])[order],
         conf=np.concatenate([track.conf[rows], other.conf])[order],
     )
+
+
+def _with_lines(track: Track, frame: int, blend: int) -> Track:
+    """Fill the frames around an exchange with linear boxes, if the track has boxes right before and after them."""
+    gap = np.arange(frame - blend, frame + blend)
+    ends = np.searchsorted(track.frames, [frame - blend - 1, frame + blend])
+    if not len(gap) or ends[1] == len(track) or track.frames[ends].tolist() != [gap[0] - 1, gap[-1] + 1]:
+        return track
+    boxes = interpolate(track.frames[ends], track.xyxy[ends], gap).astype(np.float32)
+    return _with_boxes(track, np.ones(len(track), bool), Track(0, gap, boxes, np.zeros(len(gap), np.float32)))
 
 
 def _joined(track: Track, later: Track, fill: bool) -> Track:

@@ -90,6 +90,33 @@ def test_a_track_that_takes_another_object_while_nobody_moves_is_told_by_its_vie
 
 
 @pytest.mark.parametrize("known", [False, True])
+def test_a_track_that_takes_another_ones_object(known: bool) -> None:
+    """The first track glides over to the second one's object. That track ends; the first object gets a third one."""
+    clean = crossing()
+    first, second, frame = clean[-2], clean[-1], 80
+    mixed, rest = exchanged(first, second, frame)
+    glide = (mixed.frames >= frame - 3) & (mixed.frames < frame + 3)
+    boxes = mixed.xyxy.copy()
+    ends = boxes[np.flatnonzero(glide)[[0, -1]]]
+    boxes[glide] = ends[0] + np.linspace(0, 1, 6)[:, None] * (ends[1] - ends[0])
+    spoiled = put(
+        clean, replace(mixed, xyxy=boxes), part(rest, 0, frame), replace(part(rest, frame, FRAMES), track_id=20)
+    )
+    moment = find_moments(video(spoiled, clean if known else None))[0]
+    assert moment.kind == "identity_jump"
+    assert moment.tracks[:2] == (11, 12)
+    assert isinstance(moment.repair, SwapFrom)
+    assert (moment.repair.track, moment.repair.other) == (11, 12)
+    assert abs(moment.repair.frame - frame) <= 2
+    spoiled = apply_repair(spoiled, moment.repair)
+    moment = find_moments(video(spoiled, clean if known else None))[0]
+    assert moment.repair == Join(11, 20)
+    repaired = apply_repair(spoiled, moment.repair)
+    assert [track.frames.tolist() for track in repaired] == [track.frames.tolist() for track in clean]
+    assert find_moments(video(repaired, clean if known else None)) == []
+
+
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("gap", [0, 12])
 def test_a_broken_life_is_joined(gap: int, known: bool) -> None:
     clean = street()

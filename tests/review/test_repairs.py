@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,26 @@ def test_tracks_exchange_their_boxes() -> None:
     assert same(apply_repair(swapped, SwapFrom(1, 2, 20)), TRACKS)
 
 
+def test_what_smoothing_has_blended_is_drawn_anew() -> None:
+    swapped = list(exchanged(A, B, 20))
+    blended = [replace(track, xyxy=track.xyxy.copy()) for track in swapped]
+    for track in blended:
+        track.xyxy[(track.frames >= 17) & (track.frames < 23)] = 50
+    assert same(apply_repair(blended, SwapFrom(1, 2, 20, blend=3)), TRACKS)
+    ended = [blended[0], part(blended[1], 10, 20)]
+    first, second = apply_repair(ended, SwapFrom(1, 2, 20, blend=3))
+    assert same([first], [part(A, 0, 17)])
+    assert same([second], [B])
+
+
+def test_an_exchange_with_a_track_that_has_ended_goes_one_way() -> None:
+    ended = part(B, 10, 20)
+    first, second = apply_repair([A, ended], SwapFrom(1, 2, 20))
+    assert same([first], [part(A, 0, 20)])
+    assert second.frames.tolist() == list(range(10, 40))
+    assert np.allclose(second.xyxy[10:], A.xyxy[20:])
+
+
 def test_labels_ends_boxes_and_whole_tracks() -> None:
     assert by_id(apply_repair(TRACKS, Relabel(1, "walker")))[1].label == "walker"
     assert same(apply_repair(TRACKS, Trim(2, 20, 39)), [A, part(B, 20, 40)])
@@ -102,6 +124,7 @@ def test_what_changes_is_counted_and_the_given_tracks_stay(repair: Repair, boxes
         Join(1, 9),
         SwapFrom(1, 1, 5),
         SwapFrom(1, 2, 50),
+        SwapFrom(1, 2, 0),
         SplitAt(1, 0),
         SplitAt(1, 40),
         Trim(1, 50, 60),
