@@ -303,6 +303,7 @@ def _identity_jumps(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
+#: Weights of the views' standard deviations and of motion, in box sizes, and how rare jumps are.
 JUMP_VIEWS, JUMP_MOTION, JUMP_PRIOR = 1.5, 2.0, 4.5
 
 
