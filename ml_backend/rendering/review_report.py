@@ -17,7 +17,7 @@ from ml_backend.rendering.draw import BoxStyle, FramePainter, label_colours
 from ml_backend.rendering.text import Fonts
 from ml_backend.review.moments import Moment
 from ml_backend.review.reading import ReviewTask
-from ml_backend.review.repairs import Add, Join, SplitAt, SwapFrom, apply_repair, describe
+from ml_backend.review.repairs import Join, SplitAt, SwapFrom, apply_repair, describe
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_at
 
@@ -114,8 +114,6 @@ def _pictures(task: ReviewTask, moments: Sequence[Moment]) -> Iterator[tuple[int
             moment, tracks = moments[number], task.video.tracks
             repaired = apply_repair(tracks, moment.repair)
             marked = {*moment.tracks, *(track.track_id for track in repaired[len(tracks) :])}
-            if isinstance(moment.repair, SplitAt | Add):
-                marked.add(repaired[-1].track_id)
             at = f"frame {shown[number] + 1}"
             yield (
                 number,

@@ -11,7 +11,7 @@ crops tell who is who; detections tell what is missing and what shows nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from ml_backend.review import coverage, identity, labels, shape
@@ -64,8 +64,8 @@ def find_moments(video: ReviewVideo) -> list[Moment]:
 
     One cause is one moment: of several findings about the same tracks at the same time the most certain is kept.
     """
-    evidence = Evidence(video)
-    findings = chain(shape.find(evidence), coverage.find(evidence), identity.find(evidence), labels.find(evidence))
+    evidence = Evidence(replace(video, tracks=shape.sound_boxes(video.tracks, video.width, video.height)))
+    findings = chain(shape.find(video), coverage.find(evidence), identity.find(evidence), labels.find(evidence))
     moments = [
         Moment(
             finding.kind,

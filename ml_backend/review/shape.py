@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from ml_backend.core.types import BoolArray, Float64Array, Track
 from ml_backend.review.finding import Finding
 from ml_backend.review.motion import centres, runs, sizes, steps
 from ml_backend.review.repairs import Delete, Repair, SetBoxes, SplitAt, Trim
-from ml_backend.review.video import Evidence
+from ml_backend.review.video import ReviewVideo
 from ml_backend.tracking.smooth import fill_and_smooth
 
 #: A jump, in box sizes: far more than an object moves from one frame to the next beyond its own motion.
@@ -33,9 +34,20 @@ HELD_S, MOVED = 1.0, 0.5
 JITTER_SMOOTH_S = 0.15
 
 
-def find(evidence: Evidence) -> Iterator[Finding]:
+def sound_boxes(tracks: Sequence[Track], width: float, height: float) -> list[Track]:
+    """Return tracks without their impossible boxes, which would mislead other checks."""
+    out = []
+    for track in tracks:
+        good = ~_impossible(track, width, height)
+        if good.all():
+            out.append(track)
+        elif good.any():
+            out.append(replace(track, frames=track.frames[good], xyxy=track.xyxy[good], conf=track.conf[good]))
+    return out
+
+
+def find(video: ReviewVideo) -> Iterator[Finding]:
     """Yield what the boxes of single tracks tell."""
-    video = evidence.video
     for track in video.tracks:
         bad = _impossible(track, video.width, video.height)
         if bad.any():

@@ -268,6 +268,14 @@ def test_impossible_boxes() -> None:
     assert only(find_moments(video([broken])), "geometry").repair == Delete(3)
 
 
+def test_impossible_boxes_mislead_no_other_check() -> None:
+    clean = street()
+    boxes = clean[0].xyxy.copy()
+    boxes[40] = np.nan
+    spoiled = put(clean[:3] + clean[4:], replace(clean[0], xyxy=boxes))
+    assert {moment.kind for moment in find_moments(video(spoiled, clean))} == {"geometry", "no_box"}
+
+
 def test_the_largest_gain_comes_first() -> None:
     clean = street()
     spoiled = put(clean, replace(clean[0], label="bicycle"), part(clean[3], 0, 70), part(clean[3], 75, FRAMES, 20))
