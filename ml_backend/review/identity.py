@@ -155,7 +155,7 @@ class _Exchanges:
 
 
 #: Weights of motion, in box sizes, and of likeness of views, and how rare exchanges are.
-SWAP_MOTION, SWAP_VIEWS, SWAP_PRIOR = 4.0, 3.0, 1.5
+SWAP_MOTION, SWAP_VIEWS, SWAP_PRIOR = 4.0, 3.0, 2.5
 
 
 def _exchange_gain(
