@@ -84,6 +84,14 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
                 log.warning("Redis does not answer; waiting for it: %s", error)
                 time.sleep(1.0)
 
+    def reorder_queues(self, reference_queue: Queue) -> None:
+        """Let a prediction go before a second preparation: the first of many imported videos has tracks soon."""
+        names = [queue.name for queue in self.queues]
+        if reference_queue.name == "prepare" and "predict" in names:
+            names.remove("prepare")
+            names.insert(names.index("predict") + 1, "prepare")
+        self._ordered_queues = sorted(self.queues, key=lambda queue: names.index(queue.name))
+
     def check_for_suspension(self, burst: bool) -> None:
         try:
             super().check_for_suspension(burst)

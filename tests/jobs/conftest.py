@@ -126,17 +126,17 @@ def site(label_studio: Any, redis_url: str, settings: Callable[..., Settings], t
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Site], Container]]:
-    """Do all jobs that are due, as a worker process would, and end when there are none."""
+def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Container]]:
+    """Do all jobs that are due, or a number of them, as a worker process would, and end when there are none."""
 
-    def run(site: Site) -> Container:
+    def run(site: Site, max_jobs: int | None = None) -> Container:
         for name, value in environment(site.settings).items():
             monkeypatch.setenv(name, value)
         get_settings.cache_clear()
         get_container.cache_clear()
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
         try:
-            make_worker(get_settings()).work(burst=True, logging_level="ERROR")
+            make_worker(get_settings()).work(burst=True, logging_level="ERROR", max_jobs=max_jobs)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

@@ -482,6 +482,18 @@ def test_wrong_token(site: Make, work: Work, token: str) -> None:
     assert "LABEL_STUDIO_API_KEY" in wrong.error()
 
 
+def test_tracks_do_not_wait_until_all_tasks_are_prepared(site: Make, work: Callable[..., Container]) -> None:
+    here = site()
+    project = here.project()
+    tasks = [here.task(project, video=here.clip()) for _ in range(3)]
+    for task in tasks:
+        here.queue.request_prepare(project, task)
+    work(here, max_jobs=2)
+    assert [len(here.predictions(task)) for task in tasks] == [1, 0, 0]
+    work(here)
+    assert [len(here.predictions(task)) for task in tasks] == [1, 1, 1]
+
+
 # -- parts that are away
 
 
