@@ -286,6 +286,7 @@ class MediaStore:
         part.replace(target)
         meta.unlink(missing_ok=True)
         self._cache.trim(keep=target)
+        self._check_stop()  # a short download ends before it is asked
 
     def _stream_unless_stopped(self, source: _Source, part: Path, meta: Path) -> None:
         """Stream in a thread, and leave it to its timeout when asked to stop: a server may be silent for long."""
