@@ -18,7 +18,6 @@ from ml_backend.jobs.project_models import ProjectModelStore
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.task_plan import PlannedVideo
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE
-from ml_backend.label_studio.regions import rectangle_mask
 from ml_backend.server.prediction_service import PredictionService
 
 log = logging.getLogger(__name__)
@@ -129,6 +128,8 @@ class DrawingService:
         prompts = [item for item in (result if isinstance(result, list) else ()) if isinstance(item, dict)]
         if not prompts or prompts[0].get("type") != "rectanglelabels":
             return []
+        from ml_backend.label_studio.regions import rectangle_mask  # imports NumPy, which other requests do not need
+
         return [{"value": rectangle_mask(_prompt_box(prompts[0]), *MASK_SIZE)}]
 
     def _prewarm(self, project_id: int, label_config: str, task: Task, _: Context) -> list[dict[str, Any]]:
