@@ -15,6 +15,7 @@ from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.cli.dev_stack.stack import Stack
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.label_studio.regions import region_boxes
+from tests.builders import wait_for
 from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, truth, write_scene
 
 pytestmark = [pytest.mark.stack, pytest.mark.browser]
@@ -85,11 +86,10 @@ def editor(motion_stack: Stack, chromium: Any, tmp_path: Path) -> Iterator[Edito
     write_scene(video)
     client = motion_stack.client()
     project = client.create_project("drawing", (ROOT / "label_config.xml").read_text(encoding="utf-8"))
-    # The task is predicted meanwhile; the editor opens without the predicted region, however early that is there.
-    client.sdk.projects.update(project, show_collab_predictions=False)
     connect(motion_stack, client, project)
     facts = {"fps": FPS, "frames": FRAMES, "width": WIDTH, "height": HEIGHT, "duration": FRAMES / FPS}
     task = client.create_task(project, {"video": client.upload_file(project, video), **facts})
+    wait_for(lambda: client.get_task(task).prediction_versions, 120)
     server = motion_stack.label_studio
     page = chromium.new_page(viewport={"width": 1600, "height": 1000})
     page.set_default_timeout(180_000)
@@ -101,6 +101,9 @@ def editor(motion_stack: Stack, chromium: Any, tmp_path: Path) -> Iterator[Edito
     page.goto(f"{server.url}/projects/{project}/data?task={task}")
     page.wait_for_function("window.Htx?.annotationStore?.selected && window.Konva?.stages.length")
     page.wait_for_function("document.querySelector('video')?.readyState > 1")
+    # The editor begins with the predicted region. Without it, an object is drawn as where nothing was predicted.
+    page.wait_for_function("Htx.annotationStore.selected.regionStore.regions.length")
+    page.evaluate("Htx.annotationStore.selected.regionStore.regions.slice().forEach(region => region.deleteRegion())")
     yield Editor(page, motion_stack, task)
     page.close()
 
@@ -120,6 +123,7 @@ def test_draw_click_press(editor: Editor, tmp_path: Path) -> None:
     editor.go_to(30)
     x1, y1, x2, y2 = truth(30)
     editor.drag((x1, y1), (x2, y2))
+    page.wait_for_function("Htx.annotationStore.selected.regionStore.regions.length")
     assert len(editor.region()["value"]["sequence"]) == 1
     page.mouse.click(*editor.point((x1 + x2) / 2, (y1 + y2) / 2))
     page.screenshot(path=str(tmp_path / "drawn.png"))
@@ -134,6 +138,7 @@ def test_draw_click_press(editor: Editor, tmp_path: Path) -> None:
     editor.go_to(50)
     x1, y1, x2, y2 = truth(50)
     editor.drag(((x1 + x2) / 2, (y1 + y2) / 2), ((x1 + x2) / 2 + 12, (y1 + y2) / 2))
+    page.wait_for_function("Htx.annotationStore.selected.regionStore.regions[0].sequence.some(key => key.frame === 50)")
     corrected = next(key for key in editor.region()["value"]["sequence"] if key["frame"] == 50)
     region = editor.press("1", times=2)
     page.screenshot(path=str(tmp_path / "corrected.png"))
