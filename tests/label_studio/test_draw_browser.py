@@ -17,6 +17,7 @@ from ml_backend.core.boxes import iou_pairs
 from ml_backend.label_studio.regions import region_boxes
 from tests.builders import wait_for
 from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, truth, write_scene
+from tests.label_studio.editor import open_editor
 
 pytestmark = [pytest.mark.stack, pytest.mark.browser]
 
@@ -92,17 +93,8 @@ def editor(motion_stack: Stack, chromium: Any, tmp_path: Path) -> Iterator[Edito
     wait_for(lambda: client.get_task(task).prediction_versions, 120)
     server = motion_stack.label_studio
     page = chromium.new_page(viewport={"width": 1600, "height": 1000})
-    page.set_default_timeout(180_000)
-    page.goto(f"{server.url}/user/login/")
-    page.fill("input[name=email]", server.username)
-    page.fill("input[name=password]", server.password)
-    page.click("button[type=submit]")
-    page.wait_for_load_state("networkidle")
-    page.goto(f"{server.url}/projects/{project}/data?task={task}")
-    page.wait_for_function("window.Htx?.annotationStore?.selected && window.Konva?.stages.length")
-    page.wait_for_function("document.querySelector('video')?.readyState > 1")
+    open_editor(page, server, f"{server.url}/projects/{project}/data?task={task}")
     # The editor begins with the predicted region. Without it, an object is drawn as where nothing was predicted.
-    page.wait_for_function("Htx.annotationStore.selected.regionStore.regions.length")
     page.evaluate("Htx.annotationStore.selected.regionStore.regions.slice().forEach(region => region.deleteRegion())")
     yield Editor(page, motion_stack, task)
     page.close()

@@ -17,6 +17,7 @@ from ml_backend.core.types import Track, VideoInfo
 from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.label_studio.regions import make_prediction, region_boxes, track_to_region
 from ml_backend.label_studio.timeline import Timeline
+from tests.label_studio.editor import open_editor
 from tests.label_studio.numbered import HEIGHT, PICTURES, READ_NUMBER, WIDTH, steady, write_video
 
 pytestmark = [pytest.mark.stack, pytest.mark.browser]
@@ -107,17 +108,7 @@ def case(label_studio: Any, chromium: Any, tmp_path_factory: pytest.TempPathFact
     client.create_prediction(task, make_prediction([region], "v1"))
 
     page = chromium.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(180_000)
-    page.goto(f"{label_studio.url}/user/login/")
-    page.fill("input[name=email]", label_studio.username)
-    page.fill("input[name=password]", label_studio.password)
-    page.click("button[type=submit]")
-    page.wait_for_load_state("networkidle")
-    page.goto(f"{label_studio.url}/projects/{project}/data?task={task}")
-    page.wait_for_selector(".lsf-frames-control")
-    page.wait_for_function(
-        "() => window.Konva && Konva.stages.length && Htx.annotationStore.selected?.regionStore.regions.length"
-    )
+    open_editor(page, label_studio, f"{label_studio.url}/projects/{project}/data?task={task}")
     total = int(page.locator(".lsf-frames-control").inner_text().replace("\n", " ").split("of")[1])
     frames = [9, *range(1, total + 1)]  # so frame 1, too, is gone to
     pictures = timeline.decoded_index(np.array(frames)).tolist()

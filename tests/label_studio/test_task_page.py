@@ -14,6 +14,7 @@ from ml_backend.cli.dev_stack.demo import Demo, make_demo, wait_for_prediction
 from ml_backend.cli.dev_stack.stack import Stack
 from ml_backend.core.boxes import iou_matrix
 from ml_backend.video.sample import SampleTruth, make_sample
+from tests.label_studio.editor import open_editor
 
 pytestmark = [pytest.mark.stack, pytest.mark.browser]
 
@@ -77,19 +78,9 @@ def task_page(motion_stack: Stack, demo: tuple[Demo, SampleTruth], chromium: Any
     made, truth = demo
     server = motion_stack.label_studio
     page = chromium.new_page(viewport={"width": 1600, "height": 1000})
-    page.set_default_timeout(180_000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(f"{server.url}/user/login/")
-    page.fill("input[name=email]", server.username)
-    page.fill("input[name=password]", server.password)
-    page.click("button[type=submit]")
-    page.wait_for_load_state("networkidle")
-    page.goto(made.url(server.url))
-    page.wait_for_selector(".lsf-frames-control")
-    page.wait_for_function(
-        "() => window.Konva && Konva.stages.length && Htx.annotationStore.selected?.regionStore.regions.length"
-    )
+    open_editor(page, server, made.url(server.url))
     try:
         yield TaskPage(page, truth, errors)
     finally:
