@@ -63,9 +63,10 @@ class SharedOutputs(Outputs):
         if found is not None:
             return found
         path = self.folder / name
-        for copy in (facts_path(path), path):
-            if self._store.exists(f"{_OUTPUTS}/{copy.name}"):
-                self._store.download(f"{_OUTPUTS}/{copy.name}", copy)
+        facts = facts_path(path)
+        if self._store.exists(f"{_OUTPUTS}/{facts.name}"):
+            self._store.download(f"{_OUTPUTS}/{facts.name}", facts)
+        self._store.download(f"{_OUTPUTS}/{name}", path)
         super().clean()  # a host without workers has nobody else who does
         return self.find_local(name)
 

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from ml_backend.cli.dev_stack.demo import connect
+from ml_backend.cli.dev_stack.preflight import ROOT
+from ml_backend.cli.dev_stack.stack import Stack
+from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, write_scene
+
+
+def make_scene_task(stack: Stack, folder: Path, title: str) -> tuple[int, int]:
+    """Make a connected project with the drawn scene; return the ids of the project and its task."""
+    video = folder / "scene.mp4"
+    write_scene(video)
+    client = stack.client()
+    project = client.create_project(title, (ROOT / "label_config.xml").read_text(encoding="utf-8"))
+    connect(stack, client, project)
+    facts = {"fps": FPS, "frames": FRAMES, "width": WIDTH, "height": HEIGHT, "duration": FRAMES / FPS}
+    return project, client.create_task(project, {"video": client.upload_file(project, video), **facts})
 
 
 def open_editor(page: Any, server: Any, url: str) -> None:

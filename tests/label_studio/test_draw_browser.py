@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.cli.dev_stack.demo import connect
-from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.cli.dev_stack.stack import Stack
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.label_studio.regions import region_boxes
 from tests.builders import wait_for
-from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, truth, write_scene
-from tests.label_studio.editor import open_editor
+from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, truth
+from tests.label_studio.editor import make_scene_task, open_editor
 
 pytestmark = [pytest.mark.stack, pytest.mark.browser]
 
@@ -83,13 +81,8 @@ class Editor:
 
 @pytest.fixture
 def editor(motion_stack: Stack, chromium: Any, tmp_path: Path) -> Iterator[Editor]:
-    video = tmp_path / "scene.mp4"
-    write_scene(video)
     client = motion_stack.client()
-    project = client.create_project("drawing", (ROOT / "label_config.xml").read_text(encoding="utf-8"))
-    connect(motion_stack, client, project)
-    facts = {"fps": FPS, "frames": FRAMES, "width": WIDTH, "height": HEIGHT, "duration": FRAMES / FPS}
-    task = client.create_task(project, {"video": client.upload_file(project, video), **facts})
+    project, task = make_scene_task(motion_stack, tmp_path, "drawing")
     wait_for(lambda: client.get_task(task).prediction_versions, 120)
     server = motion_stack.label_studio
     page = chromium.new_page(viewport={"width": 1600, "height": 1000})

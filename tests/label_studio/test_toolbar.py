@@ -9,11 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_backend.cli.dev_stack.demo import connect
-from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.cli.dev_stack.stack import Stack
 from ml_backend.core.boxes import iou_pairs
-from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, mask_box, truth, write_scene
+from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, mask_box, truth
+from tests.label_studio.editor import make_scene_task
 
 pytestmark = pytest.mark.stack
 
@@ -21,13 +20,8 @@ pytestmark = pytest.mark.stack
 @pytest.fixture
 def post(motion_stack: Stack, tmp_path: Path) -> Callable[..., Any]:
     """Post a context as the editor of a task does; return the first result's value, ``None`` if there is none."""
-    video = tmp_path / "scene.mp4"
-    write_scene(video)
     client = motion_stack.client()
-    project = client.create_project("toolbar", (ROOT / "label_config.xml").read_text(encoding="utf-8"))
-    connect(motion_stack, client, project)
-    facts = {"fps": FPS, "frames": FRAMES, "width": WIDTH, "height": HEIGHT, "duration": FRAMES / FPS}
-    task = client.create_task(project, {"video": client.upload_file(project, video), **facts})
+    project, task = make_scene_task(motion_stack, tmp_path, "toolbar")
     (backend,) = client.sdk.ml.list(project=project)
     url = f"{motion_stack.label_studio.url}/api/ml/{backend.id}/interactive-annotating"
 
