@@ -93,7 +93,7 @@ class Artifacts:
         except Exception as error:
             raise StorageError(
                 f"{name} could not be stored at {self._shown}: {error}.",
-                "Free disk space, or check ARTIFACTS_URL; the next attempt resumes the training from there.",
+                "Free disk space, or check ARTIFACTS_URL, and try again. A training resumes from its last epoch.",
             ) from error
         return digest
 
