@@ -314,4 +314,4 @@ def wait_for(condition: Callable[[], Any], timeout: float = 240.0, what: str = "
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not after {timeout:.0f} s: {what or condition}")
-        time.sleep(0.05)
+        time.sleep(0.1)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings as hypothesis_settings
 from redis import Redis
+from xdist.scheduler import LoadFileScheduling
 
 from ml_backend.cli.dev_stack.environment import base_environment
 from ml_backend.cli.dev_stack.guardian import MARK, start_guardian
@@ -65,6 +66,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     }
     config.hook.pytest_deselected(items=list(slow))
     items[:] = [item for item in items if item not in slow]
+
+
+class OneStack(LoadFileScheduling):
+    """Keep each file in one process, and all that need the local stack in the same: it is started once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return "stack" if "motion_stack" in (ROOT / file).read_text(encoding="utf-8") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneStack:
+    return OneStack(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -254,12 +267,6 @@ def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
 def motion_stack(make_stack: Callable[..., Stack]) -> Stack:
     """A local stack whose detector needs no weights. Tests mark themselves with ``stack``."""
     return make_stack(detector="motion")
-
-
-@pytest.fixture(scope="session")
-def yolo_stack(make_stack: Callable[..., Stack], yolo_weights: Path) -> Stack:
-    """A local stack with real YOLO weights."""
-    return make_stack(detector="yolo", yolo_weights=yolo_weights)
 
 
 @pytest.fixture(scope="session")

@@ -510,7 +510,7 @@ def create_token(url: str, username: str, password: str) -> str:
     """
     import httpx
 
-    with translate_errors(url, "create a token"), httpx.Client(base_url=url, timeout=30.0, trust_env=False) as session:
+    with translate_errors(url, "create a token"), httpx.Client(base_url=url, timeout=120.0, trust_env=False) as session:
         session.get("/user/login/")
         form = {
             "email": username,

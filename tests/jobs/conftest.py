@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,17 @@ class Site:
     sdk: Any
     served: Path
 
-    @property
+    @cached_property
     def queue(self) -> JobQueue:
         return JobQueue(self.settings)
 
+    @cached_property
+    def services(self) -> WebContainer:
+        return WebContainer(self.settings)
+
     @property
     def prediction_service(self) -> PredictionService:
-        return WebContainer(self.settings).prediction_service
+        return self.services.prediction_service
 
     def project(self, config: str = CONFIG) -> int:
         project = self.client.create_project("test", config)

@@ -10,7 +10,6 @@ import pytest
 
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.training_inputs import training_settings_digest
-from ml_backend.server.container import WebContainer
 from ml_backend.video.probe import probe
 from tests.builders import label_config
 from tests.jobs.conftest import Site
@@ -25,10 +24,6 @@ FAST = {
     **{"imgsz": 192, "train_args": '{"epochs": 4, "batch": 4}', "train_per_second": 4.0, "gate_frames": 40},
     "mode": "yolo",
 }
-
-
-def services(here: Site) -> WebContainer:
-    return WebContainer(here.settings)
 
 
 def annotated(here: Site, project: int, name: str = "walk", **labels: str) -> int:
@@ -61,7 +56,7 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     (before,) = here.predictions(open_task)
     assert before.result == [], "the base model has no class that is called walker"
 
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
     container = work(here)
     (version,) = container.registry.versions(project)
     assert (version.state, version.trigger, version.owner) == ("promoted", "a test", ""), version.reason
@@ -81,7 +76,7 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     assert last.lineage["settings"] == training_settings_digest(container.settings, base)
 
     # Whoever looks at the job is told the same.
-    job = services(here).jobs.get(f"train-{project}")
+    job = here.services.jobs.get(f"train-{project}")
     assert job is not None
     assert (job["kind"], job["state"], job["project"]) == ("train", "finished", project)
     outcome = {"version": "v1", "state": "promoted", "reason": version.reason, "metrics": version.metrics}
@@ -89,29 +84,29 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
 
     (after,) = here.predictions(open_task)
     assert after.model_version.endswith(".v1")
-    assert services(here).prediction_service.version(project) == after.model_version
+    assert here.services.prediction_service.version(project) == after.model_version
     assert {region["value"]["labels"][0] for region in after.result} & {"walker", "vehicle"}
     leftovers = here.settings.data_dir / "training" / f"project-{project}"
     assert not list((leftovers / "runs").glob("*"))
     assert list((leftovers / "replay").glob("*/*.jpg")), "the other video was replayed"
 
     # The same data is not trained on again; one call goes back, and the old predictions with it.
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
     work(here)
     assert len(container.registry.versions(project)) == 1
-    again_job = services(here).jobs.get(f"train-{project}")
+    again_job = here.services.jobs.get(f"train-{project}")
     assert again_job is not None
     assert (again_job["result"]["version"], again_job["result"]["state"]) == (None, "unchanged")
-    services(here).trainings.activate(project, "base", "a test")
+    here.services.trainings.activate(project, "base", "a test")
     work(here)
     (again,) = here.predictions(open_task)
     assert again.model_version == before.model_version
-    services(here).trainings.activate(project, "v1", "a test")
+    here.services.trainings.activate(project, "v1", "a test")
 
     # What the second has learned is right, but the incumbent knew it better: labels are exchanged. The held-out part
     # stays what it is: the second video, wrongly annotated, is only trained on.
     annotated(here, project, "wrong", walker="vehicle", vehicle="walker")
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
     work(here)
     second, first = container.registry.versions(project)
     assert second.held_out == first.held_out
@@ -130,7 +125,7 @@ def test_what_is_known_elsewhere_is_not_given_up_by_itself(make_yolo_site: Make,
     annotated(here, project, walker="bus", vehicle="person")
     make_walk(here.videos / "other.mp4", seed=2)
     other = here.task(project, video="/data/local-files/?d=videos/other.mp4", fps=20)
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
     container = work(here)
     (version,) = container.registry.versions(project)
     assert version.metrics["candidate"]["map50"] > version.metrics["incumbent"]["map50"]
@@ -150,7 +145,7 @@ def test_a_proposal_waits_for_a_person(yolo_site: Site, work: Work) -> None:
     here = yolo_site
     project = here.project(CONFIG)
     annotated(here, project)
-    trainings = services(here).trainings
+    trainings = here.services.trainings
     trainings.set_policy(project, {"mode": "propose"})
     trainings.start(project, "a test")
     container = work(here)
@@ -170,7 +165,7 @@ def test_nothing_annotated_is_said_and_costs_no_further_try(yolo_site: Site, wor
     project = here.project(CONFIG)
     make_walk(here.videos / "walk.mp4")
     here.task(project, video="/data/local-files/?d=videos/walk.mp4", fps=20)
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
     container = work(here)
     (version,) = container.registry.versions(project)
     assert version.state == "failed"
@@ -182,7 +177,7 @@ def test_nothing_annotated_is_said_and_costs_no_further_try(yolo_site: Site, wor
 def test_motion_is_never_trained(site: Make, work: Work) -> None:
     here = site(detector="motion", **FAST)
     project = here.project(CONFIG)
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
     container = work(here)
     assert "DETECTOR=motion" in here.error()
     assert container.registry.versions(project) == []

@@ -25,7 +25,6 @@ from ml_backend.jobs.container import Container
 from ml_backend.jobs.learn import record_review
 from ml_backend.jobs.train import checkpoint_names
 from ml_backend.jobs.training_scheduler import TrainingScheduler
-from ml_backend.server.container import WebContainer
 from ml_backend.training import dataset
 from ml_backend.training.registry import MEASURED, Registry, Version
 from tests.builders import Gate, Outside, label_config, outside, wait_for, worker_process
@@ -67,12 +66,8 @@ def fill(here: Site, *, upload: bool = False) -> tuple[int, int]:
     return project, tasks[1]
 
 
-def services(here: Site) -> WebContainer:
-    return WebContainer(here.settings)
-
-
 def registry(here: Site) -> Registry:
-    return services(here).registry
+    return here.services.registry
 
 
 def reached(here: Site, project: int, state: str, epochs: int = 0) -> Version | None:
@@ -100,7 +95,7 @@ def test_stopped_and_killed_at_every_stage_it_goes_on_elsewhere(
         folder.mkdir()
         machines.append(here.settings.model_copy(update={"data_dir": folder}))
     log = tmp_path / "worker.log"
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
 
     def killed(machine: Settings, state: str, epochs: int = 0, by: signal.Signals = signal.SIGKILL) -> Version:
         """Run a worker there until this state, and end it."""
@@ -153,7 +148,7 @@ def test_replaced_checkpoints_are_not_opened(trained_site: Callable[..., Site], 
     place, made = tmp_path / "artifacts", tmp_path / "made"
     here = trained_site(artifacts_url=str(place), train_args='{"epochs": 3}')
     project, _ = fill(here)
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
     log = tmp_path / "worker.log"
     with worker_process(here.settings, log) as process:
         version: Version = wait_for(lambda: reached(here, project, "training", 1), 240, str(log))
@@ -180,7 +175,7 @@ def test_redis_forgets_everything_and_there_is_no_room_for_the_weights(
     place, full = tmp_path / "artifacts", tmp_path / "set aside"
     here = trained_site(artifacts_url=str(place), train_args=FOUR_EPOCHS)
     project, _ = fill(here)
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
     log = tmp_path / "worker.log"
     with worker_process(here.settings, log):
         wait_for(lambda: reached(here, project, "training", 1), 240, str(log))
@@ -192,7 +187,7 @@ def test_redis_forgets_everything_and_there_is_no_room_for_the_weights(
         redis_server.wait_ready(30)
         here.queue.connection.flushall()
         wait_for(lambda: "could not be stored" in log.read_text(), 240, str(log))
-        (waiting,) = (name for name in here.jobs() if name.startswith("train-"))
+        (waiting,) = wait_for(lambda: [name for name in here.jobs() if name.startswith("train-")], 60, str(log))
         wait_for(lambda: "could not be stored" in here.job(waiting).meta.get("error", ""), 30, "its reason")
         stopped = registry(here).running(project)
         assert stopped is not None
@@ -216,7 +211,7 @@ def test_label_studio_is_away_for_a_while_and_a_video_for_good(
         project, _ = fill(here)
         lost = here.task(project, video="/data/local-files/?d=videos/lost.mp4", fps=20)
         here.sdk.annotations.create(id=lost, result=walk_regions())
-        services(here).trainings.start(project, "a test")
+        here.services.trainings.start(project, "a test")
         gate.shut()
         work(here)
         (version,) = registry(here).versions(project)
@@ -235,10 +230,10 @@ def test_label_studio_is_away_for_a_while_and_a_video_for_good(
 def test_cancelled_for_good(trained_site: Callable[..., Site], tmp_path: Path) -> None:
     here = trained_site(train_args='{"epochs": 500}')
     project, _ = fill(here)
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
     with worker_process(here.settings, tmp_path / "worker.log"):
         wait_for(lambda: reached(here, project, "training", 1), 240, "the first epoch")
-        services(here).trainings.cancel(project)
+        here.services.trainings.cancel(project)
         wait_for(lambda: reached(here, project, "cancelled"), 60, "its end")
         wait_for(lambda: not [name for name in here.jobs() if name.startswith("train-")], 30, "no job is left")
     assert registry(here).current(project) is None
@@ -278,7 +273,7 @@ def test_what_was_away_is_trained_on_once_it_is_back(
         work(here)
         return trainer.state(project).new_tracks
 
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
     work(here)
     (first,) = registry(here).versions(project)
     assert first.state == "dataset", "at first it waits"
@@ -290,7 +285,7 @@ def test_what_was_away_is_trained_on_once_it_is_back(
     assert new_tracks() == 0, "it would be left out again"
     del server.special["/away.mp4"]
     assert new_tracks() == len(walk_regions())
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
     work(here)
     assert str(task) in registry(here).versions(project)[0].lineage["annotations"]
     assert len(registry(here).versions(project)) == 2
@@ -303,7 +298,7 @@ def test_a_training_waits_for_its_only_videos(
     here, server, annotate = elsewhere
     project = here.project(CONFIG)
     annotate(project)
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
     work(here)
     (version,) = registry(here).versions(project)
     assert version.state == "dataset", "it waits for its next try"
@@ -331,7 +326,7 @@ def test_what_was_annotated_while_a_training_failed_is_new(
         raise TrainingFailed("It cannot be.")
 
     monkeypatch.setattr(dataset, "build_dataset", fails)
-    services(here).trainings.start(project, "a test")
+    here.services.trainings.start(project, "a test")
     work(here)
     last = registry(here).last(project)
     assert last is not None

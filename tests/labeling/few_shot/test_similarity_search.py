@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,16 +62,14 @@ def store(tmp_path: Path) -> PatternStore:
     return PatternStore(Storage(f"sqlite:///{tmp_path / 'db'}"))
 
 
-def make_bank() -> PatternBank:
+@cache
+def bank() -> PatternBank:
     """Red and blue, with a few objects each."""
     rng = np.random.default_rng(0)
     rows = np.array([colour(0)] * 5 + [colour(COLUMNS - 1)] * 5) + rng.normal(0, 8, (10, 3))
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     numbers = np.arange(1, 11, dtype=np.int64)
     return PatternBank.fit(Exemplars(numbers, vectors, ("red",) * 5 + ("blue",) * 5, numbers))
-
-
-BANK = make_bank()
 
 
 def record(column: int, *, views: int = 4, track_id: int | None = None) -> TrackRecord:
@@ -98,7 +97,7 @@ def find(
         "embedder": lambda: embedder,
         "open_video": lambda stored: nullcontext(clip),
     }
-    return find_similar(store, 1, label, BANK, MODEL, **(given | changes))
+    return find_similar(store, 1, label, bank(), MODEL, **(given | changes))
 
 
 def names(found: Sequence[SimilarTrack]) -> list[tuple[int, int]]:
@@ -126,9 +125,9 @@ def test_scores_are_the_bank_s(store: PatternStore, clip: Path) -> None:
         looks = [
             look for look in store.crop_embeddings(_only(store).video).get(MODEL) if look.xyxy[0] == 40 * column + 8
         ]
-        (expected,) = BANK.rank("red", [np.stack([look.vector for look in looks])])
+        (expected,) = bank().rank("red", [np.stack([look.vector for look in looks])])
         assert item.score == pytest.approx(float(expected), abs=1e-5)
-        assert item.safe == (item.score >= BANK.safe_thresholds["red"])
+        assert item.safe == (item.score >= bank().safe_thresholds["red"])
 
 
 def _only(store: PatternStore) -> StoredTracks:
