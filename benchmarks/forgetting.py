@@ -23,7 +23,7 @@ from ml_backend.core.boxes import iou_pairs  # noqa: E402
 from ml_backend.core.types import Detections, Image, Track  # noqa: E402
 from ml_backend.detectors.average_precision import AveragePrecision  # noqa: E402
 from ml_backend.detectors.yolo import YoloDetector  # noqa: E402
-from ml_backend.training.process import run_child  # noqa: E402
+from ml_backend.training.process import TrainingProcess  # noqa: E402
 from ml_backend.training.replay import MAX_IMAGES  # noqa: E402
 from ml_backend.video.probe import probe  # noqa: E402
 from ml_backend.video.reader import read_frames  # noqa: E402
@@ -234,7 +234,8 @@ def train(annotated: Annotated, weights: Path, run: Path, args: Mapping[str, Any
         "args": dict(args),
         **plan,
     }
-    done = run_child(plan, run, on_event=lambda event: None, should_stop=lambda: False)
+    with TrainingProcess() as process:
+        done = process.run(plan, run, on_event=lambda event: None, should_stop=lambda: False)
     return Path(done["weights"]), float(done["seconds"])
 
 

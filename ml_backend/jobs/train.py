@@ -46,6 +46,7 @@ from ml_backend.labeling.model_version import BASE
 from ml_backend.training.checkpoints import keep_checkpoints, kept_checkpoint, restore_checkpoints
 from ml_backend.training.comparison import CLIPS, VIDEOS
 from ml_backend.training.gate import decide_promotion
+from ml_backend.training.process import TrainingProcess
 from ml_backend.training.registry import MEASURED, RUNNING, RunLost, Version
 from ml_backend.training.retention import remove_old_weights
 from ml_backend.training.review_store import ReviewStore
@@ -215,6 +216,7 @@ class TrainingRun:
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"[:64]
         self._folder = container.settings.data_dir / "training" / f"project-{project_id}"
         self._watcher = TrainingWatcher(container, project_id, lock)
+        self._process = TrainingProcess()
         self._force = False
         self._seen: dict[str, str] | None = None
         self._version_id: int | None = None
@@ -224,7 +226,7 @@ class TrainingRun:
         if version is None:
             return
         try:
-            with self._watcher:
+            with self._watcher, self._process:
                 self._run_stages(version)
         except RunLost:
             log.warning("Project %s: another worker has taken over %s.", self._project, version.name)
@@ -425,7 +427,7 @@ class TrainingRun:
         }
         self._free_gpu_memory()
         try:
-            done = self._run_child(plan, run, EpochRecorder(self._container, version))
+            done = self._run_plan(plan, run, EpochRecorder(self._container, version))
         except (TrainingFailed, WeightsError) as error:
             if checkpoint is None or error.retryable:
                 raise
@@ -434,7 +436,7 @@ class TrainingRun:
             )
             shutil.rmtree(run, ignore_errors=True)
             version = self._registry.advance(version, history=[], lineage={**version.lineage, "checkpoint": {}})
-            done = self._run_child({**plan, "resume": None}, run, EpochRecorder(self._container, version))
+            done = self._run_plan({**plan, "resume": None}, run, EpochRecorder(self._container, version))
         weights = Path(done["weights"])
         # Named by content: a worker that has lost the run replaces no file.
         name = f"projects/{self._project}/{version.name}-{version.id}-{file_sha256(weights)[:16]}.pt"
@@ -625,7 +627,7 @@ class TrainingRun:
                 "others": self._open_others(config, stack),
                 "clips": str(folder / "clips"),
             }
-            return self._run_child(plan, folder, self._on_progress)
+            return self._run_plan(plan, folder, self._on_progress)
 
     def _media(self) -> MediaStore:
         return MediaStore(
@@ -670,12 +672,10 @@ class TrainingRun:
 
     # -- helpers
 
-    def _run_child(
+    def _run_plan(
         self, plan: Mapping[str, Any], folder: Path, on_event: Callable[[Mapping[str, Any]], None]
     ) -> dict[str, Any]:
-        from ml_backend.training.process import run_child
-
-        return run_child(
+        return self._process.run(
             plan,
             folder,
             on_event=on_event,

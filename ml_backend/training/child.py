@@ -1,60 +1,81 @@
-"""Entry of the training subprocess: ``python -m ml_backend.training.child PLAN.json``.
+"""Entry of the training subprocess: ``python -m ml_backend.training.child``.
 
-Events go to standard output as JSON lines, everything else to standard error. The process and its children end when
-standard input is closed, which means that the parent process is gone.
+It runs the plans whose paths it reads from standard input, a line each. Events go to standard output as JSON lines,
+everything else to ``child.log`` beside the plan. The process and its children end when standard input is closed, which
+means that the parent process is gone.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import logging
 import math
 import os
+import queue
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_backend.core.errors import BackendError
-from ml_backend.core.subprocesses import exit_with_parent, lower_priority, terminate
+from ml_backend.core.memory import free_gpu_memory
+from ml_backend.core.subprocesses import lower_priority, terminate
 
 log = logging.getLogger(__name__)
 
+#: Log beside a plan.
+LOG = "child.log"
 #: Seconds between two looks at whether a pause is over.
 _PAUSE_S = 0.2
 
 
-def main(arguments: list[str]) -> int:
-    """Run a plan. Return the exit status: 0 after ``done``, 1 after ``error``."""
+def main() -> int:
+    """Run plans until one fails. Return the exit status: 1 after ``error``."""
     events = _Events()
-    exit_with_parent()
+    plans: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_read_plans, args=(plans,), daemon=True).start()
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     lower_priority()
     try:
-        plan = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-        file = Path(plan["pause"])
-
-        def pause() -> None:
-            while file.exists():
-                time.sleep(_PAUSE_S)
-
-        if plan["kind"] == "train":
-            from ml_backend.training.fine_tune import TrainingPlan, fine_tune
-
-            events.emit("done", **fine_tune(TrainingPlan.from_json(plan), events.emit, pause))
-        else:
-            from ml_backend.training.evaluate import EvaluationPlan, evaluate
-
-            events.emit("done", **evaluate(EvaluationPlan.from_json(plan), events.emit, pause))
+        while True:
+            path = Path(plans.get())
+            with (path.parent / LOG).open("ab") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            events.emit("done", **_run(json.loads(path.read_text(encoding="utf-8")), events.emit))
+            gc.collect()  # networks hold reference cycles
+            free_gpu_memory()
     except BackendError as error:
         log.error("%s", error, exc_info=True)
         events.emit("error", message=error.message, hint=error.hint, retryable=error.retryable)
         return 1
-    return 0
+
+
+def _read_plans(plans: queue.Queue[str]) -> None:
+    for line in sys.stdin:
+        plans.put(line.rstrip("\n"))
+    terminate()
+
+
+def _run(plan: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
+    file = Path(plan["pause"])
+
+    def pause() -> None:
+        while file.exists():
+            time.sleep(_PAUSE_S)
+
+    if plan["kind"] == "train":
+        from ml_backend.training.fine_tune import TrainingPlan, fine_tune
+
+        return fine_tune(TrainingPlan.from_json(plan), emit, pause)
+    from ml_backend.training.evaluate import EvaluationPlan, evaluate
+
+    return evaluate(EvaluationPlan.from_json(plan), emit, pause)
 
 
 class _Events:
@@ -86,4 +107,4 @@ def _finite(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

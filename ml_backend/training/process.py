@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from ml_backend.core.errors import Interrupted, StorageError, TrainingFailed
 from ml_backend.core.subprocesses import import_path
+from ml_backend.training.child import LOG
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +26,10 @@ log = logging.getLogger(__name__)
 TICK = 0.2
 #: Seconds from SIGTERM to SIGKILL; short, because checkpoints on disk are complete at any time.
 GRACE = 3.0
-#: Seconds that the process may take to exit after its ``done`` event.
+#: Seconds that the process may take to exit once it has closed its event channel.
 ENDING = 30.0
 #: Seconds that the thread which reads events may take to end once the processes are gone.
 DRAIN = 2.0
-LOG = "child.log"
 #: File in whose presence the process pauses.
 PAUSE = "pause"
 _TAIL_LINES, _TAIL_BYTES = 15, 20_000
@@ -42,78 +42,125 @@ class TrainingRetryable(TrainingFailed):
     retryable = True
 
 
-def run_child(
-    plan: Mapping[str, Any],
-    folder: Path,
-    *,
-    on_event: Callable[[dict[str, Any]], None],
-    should_stop: Callable[[], bool],
-    should_pause: Callable[[], bool] = lambda: False,
-    environment: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Run a plan in a subprocess and wait for it.
+class TrainingProcess:
+    """A subprocess that runs one plan after another: it loads PyTorch once.
+
+    It is started by the first plan, ends with this object as a context manager, with this process, and when a plan
+    fails; the next plan starts another.
 
     Args:
-        plan: see :mod:`ml_backend.training.child`.
-        folder: receives the plan and the log ``child.log``, which is appended to.
-        on_event: called with every event but the last; an exception from it ends the process and propagates.
-        should_stop, should_pause: polled several times a second. The process pauses before its next batch.
-        environment: whole environment of the process; by default that of this process.
-
-    Returns:
-        The ``done`` event.
-
-    Raises:
-        TrainingFailed: the process failed; the message is its own, or includes the end of its log.
-        Interrupted: ``should_stop`` returned true. No process is left running.
-        StorageError: the folder cannot be written.
+        environment: whole environment of the subprocess; by default that of this process.
     """
-    folder = folder.absolute()
-    path, pause = folder / f"{plan['kind']}-plan.json", folder / PAUSE
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        pause.unlink(missing_ok=True)
-        content = {**plan, "pause": str(pause)}
-        path.write_text(json.dumps(content, ensure_ascii=False, default=str), encoding="utf-8")
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lines: queue.Queue[bytes | None] = queue.Queue()
+        self._reader: threading.Thread | None = None
+
+    def __enter__(self) -> TrainingProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def run(
+        self,
+        plan: Mapping[str, Any],
+        folder: Path,
+        *,
+        on_event: Callable[[dict[str, Any]], None],
+        should_stop: Callable[[], bool],
+        should_pause: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any]:
+        """Run a plan and wait for it.
+
+        Args:
+            plan: see :mod:`ml_backend.training.child`.
+            folder: receives the plan and the log ``child.log``, which is appended to.
+            on_event: called with every event but the last; an exception from it ends the process and propagates.
+            should_stop, should_pause: polled several times a second. The process pauses before its next batch.
+
+        Returns:
+            The ``done`` event.
+
+        Raises:
+            TrainingFailed: the process failed; the message is its own, or includes the end of its log.
+            Interrupted: ``should_stop`` returned true. No process is left running.
+            StorageError: the folder cannot be written.
+        """
+        folder = folder.absolute()
+        path, pause, log_path = folder / f"{plan['kind']}-plan.json", folder / PAUSE, folder / LOG
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            pause.unlink(missing_ok=True)
+            content = {**plan, "pause": str(pause)}
+            path.write_text(json.dumps(content, ensure_ascii=False, default=str), encoding="utf-8")
+            log_start = log_path.stat().st_size if log_path.exists() else 0
+            process = self._started(folder)
+        except OSError as error:
+            hint = "Check space and permissions."
+            raise StorageError(f"{folder} cannot be written: {error.strerror}.", hint) from error
+        last: dict[str, Any] | None = None
+        try:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it has exited, which _follow finds
+                process.stdin.write(f"{path}\n".encode())
+            last = _follow(process, self._lines, on_event, should_stop, lambda: _show(pause, should_pause()))
+            if last is None:  # it is exiting: its own status says more than that of our signal
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(ENDING)
+            elif last["event"] == "done":
+                return last
+        finally:
+            if not last or last["event"] != "done":
+                self._end()
+        if last:
+            kind = TrainingRetryable if last.get("retryable") else TrainingFailed
+            raise kind(str(last.get("message", "The training failed.")), str(last.get("hint", "")))
+        raise _death(process.returncode, log_path, log_start)
+
+    def _started(self, folder: Path) -> subprocess.Popen[bytes]:
+        if self._process and self._process.poll() is None:
+            return self._process
+        self._end()
+        values = dict(os.environ if self._environment is None else self._environment)
+        values["PYTHONPATH"] = import_path(values)
+        # Libraries keep settings and caches; keep those out of the home directory.
+        values.setdefault("YOLO_CONFIG_DIR", str(folder / ".ultralytics"))
+        values.setdefault("MPLCONFIGDIR", str(folder / ".matplotlib"))
         with (folder / LOG).open("ab") as log_file:
-            log_start = log_file.tell()
-            process = _spawn(path, folder, log_file, environment)
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be written: {error.strerror}.", "Check space and permissions.") from error
-    lines: queue.Queue[bytes | None] = queue.Queue()
-    reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
-    reader.start()
-    last: dict[str, Any] | None = None
-    try:
-        last = _follow(process, lines, on_event, should_stop, lambda: _show(pause, should_pause()))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(ENDING)
-    finally:
-        _end(process, reader)
-    if last and last["event"] == "done":
-        return last
-    if last:
-        kind = TrainingRetryable if last.get("retryable") else TrainingFailed
-        raise kind(str(last.get("message", "The training failed.")), str(last.get("hint", "")))
-    raise _death(process.returncode, folder / LOG, log_start)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ml_backend.training.child"],
+                bufsize=0,
+                stdin=subprocess.PIPE,  # open as long as this process lives; see child.py
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                env=values,
+                start_new_session=True,
+            )
+        self._lines = queue.Queue()
+        self._reader = threading.Thread(target=_read, args=(process.stdout, self._lines), daemon=True)
+        self._reader.start()
+        self._process = process
+        return process
 
-
-def _spawn(
-    plan: Path, folder: Path, log_file: IO[bytes], environment: Mapping[str, str] | None
-) -> subprocess.Popen[bytes]:
-    values = dict(os.environ if environment is None else environment)
-    values["PYTHONPATH"] = import_path(values)
-    # Libraries keep settings and caches; keep those out of the home directory.
-    values.setdefault("YOLO_CONFIG_DIR", str(folder / ".ultralytics"))
-    values.setdefault("MPLCONFIGDIR", str(folder / ".matplotlib"))
-    return subprocess.Popen(
-        [sys.executable, "-m", "ml_backend.training.child", str(plan)],
-        stdin=subprocess.PIPE,  # open as long as this process lives; see child.py
-        stdout=subprocess.PIPE,
-        stderr=log_file,
-        env=values,
-        start_new_session=True,
-    )
+    def _end(self) -> None:
+        """Terminate the process and its children."""
+        process, reader, self._process = self._process, self._reader, None
+        if process is None or reader is None:
+            return
+        if process.poll() is None:
+            _signal(process, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+        _signal(process, signal.SIGKILL)
+        process.wait()
+        if process.stdin:
+            process.stdin.close()
+        reader.join(DRAIN)
+        if process.stdout and not reader.is_alive():  # closing while the reader blocks would block too
+            process.stdout.close()
 
 
 def _follow(
@@ -176,22 +223,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         log.warning("The training process wrote a line that is not an event: %.200r", line)
         return None
     return event
-
-
-def _end(process: subprocess.Popen[bytes], reader: threading.Thread) -> None:
-    """Terminate the process and its children."""
-    if process.poll() is None:
-        _signal(process, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
-    _signal(process, signal.SIGKILL)
-    process.wait()
-    if process.stdin:
-        with contextlib.suppress(OSError):  # nothing was ever written to it
-            process.stdin.close()
-    reader.join(DRAIN)
-    if process.stdout and not reader.is_alive():  # closing while the reader blocks would block too
-        process.stdout.close()
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:

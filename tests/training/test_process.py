@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from ml_backend.core.errors import Interrupted, TrainingFailed
-from ml_backend.training.process import run_child
+from ml_backend.training.process import TrainingProcess
 from tests.builders import ROOT, wait_for
 from tests.training.detection import LABELS, make_dataset, make_start, train_plan
 
@@ -45,13 +45,8 @@ def run(
     should_stop: Callable[[], bool] = lambda: False,
     **environment: str,
 ) -> dict[str, Any]:
-    return run_child(
-        plan,
-        folder,
-        on_event=on_event or (lambda event: None),
-        should_stop=should_stop,
-        environment={**os.environ, **environment},
-    )
+    with TrainingProcess({**os.environ, **environment}) as process:
+        return process.run(plan, folder, on_event=on_event or (lambda event: None), should_stop=should_stop)
 
 
 def at_start(folder: Path, code: str) -> dict[str, str]:
@@ -81,13 +76,8 @@ def test_a_training_from_beginning_to_end(data: Path, start: Path, tmp_path: Pat
     environment = bare | {"HOME": str(home)} | at_start(tmp_path / "site", code)
     events: list[dict[str, Any]] = []
     folder = tmp_path / "run"
-    done = run_child(
-        train_plan(data, start, folder),
-        folder,
-        on_event=events.append,
-        should_stop=lambda: False,
-        environment=environment,
-    )
+    with TrainingProcess(environment) as process:
+        done = process.run(train_plan(data, start, folder), folder, on_event=events.append, should_stop=lambda: False)
     assert [event["event"] for event in events] == ["start", "epoch", "epoch"]
     assert events[0]["device"] == "cpu"
     assert (events[0]["batch"], events[0]["pictures"]) == (4, 8)
@@ -139,8 +129,8 @@ def test_it_dies_with_its_parent(data: Path, start: Path, tmp_path: Path) -> Non
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(train_plan(data, start, tmp_path / "run", args=LONG)))
     code = (
-        "import json, pathlib, sys; from ml_backend.training.process import run_child\n"
-        f"run_child(json.loads(open({str(plan)!r}).read()), pathlib.Path({str(tmp_path / 'run')!r}),"
+        "import json, pathlib, sys; from ml_backend.training.process import TrainingProcess\n"
+        f"TrainingProcess().run(json.loads(open({str(plan)!r}).read()), pathlib.Path({str(tmp_path / 'run')!r}),"
         " on_event=lambda event: print(event, flush=True), should_stop=lambda: False)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
@@ -184,9 +174,9 @@ def test_it_pauses_before_its_next_batch_and_goes_on(data: Path, start: Path, tm
     paused, events = threading.Event(), queue.Queue[dict[str, Any]]()
     paused.set()
     folder = tmp_path / "run"
-    with ThreadPoolExecutor(1) as pool:
+    with TrainingProcess() as process, ThreadPoolExecutor(1) as pool:
         done = pool.submit(
-            run_child,
+            process.run,
             train_plan(data, start, folder),
             folder,
             on_event=events.put,
