@@ -13,7 +13,7 @@ quick:
 lint:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+	.venv/bin/pyrefly check
 	.venv/bin/lint-imports
 
 format:

@@ -13,7 +13,7 @@ from ml_backend.cli.dev_stack.preflight import ROOT
 
 @pytest.mark.parametrize(
     "command",
-    ["ruff check .", "ruff format --check .", "mypy", "lint-imports"],
+    ["ruff check .", "ruff format --check .", "pyrefly check", "lint-imports"],
 )
 def test_linters(command: str) -> None:
     program, *arguments = command.split()

@@ -79,7 +79,8 @@ class ModelCache:
             with entry.lock:
                 if entry.model is None:
                     self._load(entry, load)
-            yield entry.model
+            model: Any = entry.model
+            yield model
         finally:
             with self._lock:
                 entry.users -= 1

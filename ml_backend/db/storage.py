@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
@@ -79,7 +80,7 @@ class Storage:
         connect_args = {"timeout": 5} if self._sqlite else {}
         self.engine: Engine = sa.create_engine(url, pool_pre_ping=not self._sqlite, connect_args=connect_args)
         if self._sqlite:
-            sa.event.listen(self.engine, "connect", _tune_sqlite)
+            event.listen(self.engine, "connect", _tune_sqlite)
         # SQLite has one writer, for which others poll at growing intervals; a lock wakes the next thread at once.
         self._writing = threading.Lock() if self._sqlite else nullcontext()
         try:

@@ -49,4 +49,5 @@ class Letterbox:
         """Return ``(n, 4)`` boxes in pixels of the image, clipped to it, of boxes in pixels of the network's input."""
         size = np.array(self.image_size * 2, np.float32)
         scale = np.array(self.scaled_size * 2, np.float32) / size
-        return np.clip((xyxy - np.array(self.padding[:2] * 2, np.float32)) / scale, 0, size)
+        moved = (xyxy - np.array(self.padding[:2] * 2, np.float32)) / scale
+        return np.asarray(np.clip(moved, 0, size), np.float32)

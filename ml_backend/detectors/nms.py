@@ -29,7 +29,8 @@ def select_detections(raw: FloatArray, conf: float, *, end2end: bool) -> Detecti
     candidates = raw[:, raw[4:].max(axis=0) > conf].T.astype(np.float32)
     centre, half, confs = candidates[:, :2], candidates[:, 2:4] / 2, candidates[:, 4:]
     class_id = confs.argmax(axis=1).astype(np.int64)
-    xyxy, best = np.concatenate([centre - half, centre + half], axis=1), confs.max(axis=1, initial=0)
+    xyxy = np.concatenate([centre - half, centre + half], axis=1, dtype=np.float32)
+    best = confs.max(axis=1, initial=0)
     kept = suppress_duplicates(xyxy, best, class_id)[:MAX_DETECTIONS]
     return Detections(xyxy[kept], best[kept], class_id[kept])
 

@@ -65,7 +65,7 @@ class CropEmbeddingStore(Protocol):
         """Return all embeddings of a model."""
         ...
 
-    def add(self, model_id: str, embeddings: Sequence[CropEmbedding]) -> None:
+    def add(self, model_id: str, added: Sequence[CropEmbedding]) -> None:
         """Store new embeddings."""
         ...
 
@@ -79,8 +79,8 @@ class MemoryCropEmbeddings:
     def get(self, model_id: str) -> list[CropEmbedding]:
         return list(self._embeddings.get(model_id, []))
 
-    def add(self, model_id: str, embeddings: Sequence[CropEmbedding]) -> None:
-        self._embeddings.setdefault(model_id, []).extend(embeddings)
+    def add(self, model_id: str, added: Sequence[CropEmbedding]) -> None:
+        self._embeddings.setdefault(model_id, []).extend(added)
 
 
 def to_half(vectors: FloatArray) -> bytes:

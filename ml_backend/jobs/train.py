@@ -536,12 +536,14 @@ class TrainingRun:
         candidate = artifacts.fetch(version.artifact, version.weights_sha256)
         stored = version.lineage["held_out_file"]
         held_out = artifacts.fetch(stored["name"], stored["sha256"])
-        for _ in range(MAX_GATE_RUNS):
-            incumbent = self._registry.current(self._project)
-            done = self._measure(version, candidate, incumbent, held_out)
-            if _id(self._registry.current(self._project)) == _id(incumbent):
+        incumbent = self._registry.current(self._project)
+        done = self._measure(version, candidate, incumbent, held_out)
+        for _ in range(MAX_GATE_RUNS - 1):
+            if _id(now := self._registry.current(self._project)) == _id(incumbent):
                 break
             log.info("Project %s: the version in use has changed; the gate runs again.", self._project)
+            incumbent = now
+            done = self._measure(version, candidate, incumbent, held_out)
         measured, others = done["results"], done["others"]
         propose = self._container.policies.get(self._project).mode == "propose"
         decision = decide_promotion(measured["candidate"], measured["incumbent"], others, propose=propose)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import Postponed
 from ml_backend.jobs.queue import RQ_ENDED, WAITING, JobQueue, JobRequest, state_of
@@ -120,7 +120,8 @@ class TrainingQueue:
         with self._queue.guard(), self._redis.pipeline() as pipe:
             pipe.delete(_caught_up_key(project_id))
             if moments:
-                pipe.hset(_caught_up_key(project_id), mapping={str(task): moment for task, moment in moments.items()})
+                times: dict[Any, Any] = {str(task): moment for task, moment in moments.items()}
+                pipe.hset(_caught_up_key(project_id), mapping=times)
             pipe.execute()
 
     def is_cancelled(self, project_id: int) -> bool:

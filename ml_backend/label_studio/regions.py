@@ -168,12 +168,13 @@ class RegionKeys:
         """
         sequence = sorted(region["value"].get("sequence") or [], key=lambda key: int(key["frame"]))
         names = ("x", "y", "width", "height")
-        rotation = np.array([float(key.get("rotation") or 0.0) for key in sequence])
+        rotation = np.array([float(key.get("rotation") or 0.0) for key in sequence], np.float64)
+        unwrapped = np.asarray(np.unwrap(rotation, period=360.0), np.float64)
         return cls(
             np.array([int(key["frame"]) for key in sequence], dtype=np.int64),
             np.array([bool(key.get("enabled")) for key in sequence], dtype=np.bool_),
             np.array([[float(key[name]) for name in names] for key in sequence]).reshape(-1, 4),
-            np.unwrap(rotation, period=360.0) if rotation.any() else None,  # the player rotates the short way
+            unwrapped if rotation.any() else None,  # the player rotates the short way
         )
 
     def boxes(self, width: float, height: float, frames: IntArray) -> tuple[Float64Array, BoolArray]:

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import supervision as sv
 from PIL import Image as PILImage
 from PIL import ImageColor, ImageDraw
@@ -101,7 +102,7 @@ class DashedBoxAnnotator(BaseAnnotator):
     def __init__(self, palette: sv.ColorPalette, thickness: int, dash: int) -> None:
         self._palette, self._thickness, self._dash = palette, thickness, dash
 
-    def annotate(self, scene: Image, detections: sv.Detections) -> Image:
+    def annotate(self, scene: Image, detections: sv.Detections) -> Image:  # pyrefly: ignore[bad-override]
         """Draw on ``scene``, BGR, in place."""
         for box, number in zip(detections.xyxy, np.asarray(detections.class_id).tolist(), strict=True):
             lines: Any = _dashes(box, self._dash)  # OpenCV's types accept only sequences
@@ -111,7 +112,7 @@ class DashedBoxAnnotator(BaseAnnotator):
         return scene
 
 
-def _dashes(box: Sequence[float], dash: int) -> IntArray:
+def _dashes(box: Sequence[float], dash: int) -> npt.NDArray[np.int32]:
     """Return line segments ``(n, 2, 2)`` along the edges of a box."""
     x1, y1, x2, y2 = (round(float(side)) for side in box)
     horizontal, vertical = _dash_spans(x2 - x1, dash), _dash_spans(y2 - y1, dash)
@@ -166,7 +167,9 @@ class NameAnnotator(BaseAnnotator):
         self._plate = lru_cache(maxsize=256)(self._make_plate)
         self._sides: dict[int, int] = {}  # index of the position by track id, on the previous frame
 
-    def annotate(self, scene: Image, detections: sv.Detections, texts: Sequence[str] = ()) -> Image:
+    def annotate(  # pyrefly: ignore[bad-override]
+        self, scene: Image, detections: sv.Detections, texts: Sequence[str] = ()
+    ) -> Image:
         """Draw on ``scene``, BGR, in place; empty texts are skipped."""
         tracks, labels = np.asarray(detections.tracker_id).tolist(), np.asarray(detections.class_id).tolist()
         placed: IntArray = np.zeros((0, 4), np.int64)
@@ -329,7 +332,7 @@ class FramePainter:
         self._solid = sv.BoxAnnotator(palette, scale.line)
         self._dashed = DashedBoxAnnotator(palette, scale.line, scale.dash)
         self._names = NameAnnotator(rgb, scale, fonts)
-        self._trails = None
+        self._trails: Any = None
         if style.trails > 0:
             length = max(2, round(style.trails * fps))
             self._trails = sv.TraceAnnotator(palette, sv.Position.BOTTOM_CENTER, length, scale.line)

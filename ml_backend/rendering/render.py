@@ -143,7 +143,7 @@ def render(
         "height": canvas.shape[0],
         "tracks": [len(painter.objects) for painter in painters],
         "labels": [dict(Counter(item.label for item in painter.objects)) for painter in painters],
-        "note": " ".join(filter(None, [*(layer.note for layer in layers), fonts.note()])),
+        "note": " ".join(note for note in [*(layer.note for layer in layers), fonts.note()] if note),
     }
 
 

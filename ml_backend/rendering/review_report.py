@@ -141,7 +141,7 @@ def _draw(image: Image, task: ReviewTask, tracks: Sequence[Track], marked: set[i
     boxes = np.array([track.xyxy[row] for track, row in visible], np.float64).reshape(-1, 4)
     boxes = boxes * np.array([width / task.video.width, height / task.video.height] * 2)
     drawable = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    visible = [item for item, good in zip(visible, drawable, strict=True) if good]
+    visible = [item for item, good in zip(visible, np.asarray(drawable).tolist(), strict=True) if good]
     labels = sorted({str(track.label) for track in tracks})
     painter = FramePainter(labels, label_colours(labels), (width, height), 1.0, BoxStyle(confidence=False), fonts)
     canvas = image.copy()

@@ -85,16 +85,13 @@ def open_for_review(task: TaskVideo, models: ReviewModels, progress: Progress | 
     """
     notes: list[str] = []
     with ExitStack() as stack:
-        path: Path | None = None
         try:
             path = stack.enter_context(task.local_file())
             info, timeline = probe(path), video_timeline(path, task.frame_rate_of(path))
         except (LabelStudioUnavailable, StorageError):
             raise
         except BackendError as error:
-            path = None
             notes.append(f"Without pictures and detections: {error.message}")
-        if path is None:
             yield _without_file(task, notes)
             return
         tracks, region_ids = _tracks(task, (info.width, info.height), timeline.frames_count, notes)

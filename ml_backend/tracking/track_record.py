@@ -74,7 +74,7 @@ class TrackSet:
 
     def dump(self) -> bytes:
         """Serialise as gzipped JSON."""
-        body = {**asdict(self), "format": FORMAT}
+        body: dict[str, Any] = {**asdict(self), "format": FORMAT}
         for track in body["tracks"]:
             track["views"] = track.pop("crops")
         return gzip.compress(json.dumps(body, separators=(",", ":")).encode(), 6)

@@ -72,8 +72,9 @@ class Tracklet:
         """Add a box in a frame later than all before."""
         if colours is not None:
             share = COLOUR_UPDATE * min(1.0, 2 * conf)  # weak detections are often half hidden by other colours
-            last = self.last_colours
-            self.last_colours = colours if last is None else (1 - share) * last + share * colours
+            if self.last_colours is not None:
+                colours = np.asarray((1 - share) * self.last_colours + share * colours, np.float32)
+            self.last_colours = colours
             if len(self) < FIRST_COLOUR_BOXES:
                 self.first_colours = self.last_colours
         self._frames.append(frame)

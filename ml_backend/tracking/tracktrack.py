@@ -228,8 +228,8 @@ def _associate(cost: Float64Array) -> tuple[IntArray, IntArray]:
         cost[rows] = np.inf
         cost[:, nearest[rows]] = np.inf
         limit -= COST_STEP
-    rows, columns = map(np.concatenate, zip(*matches, strict=True))
-    return rows, columns
+    rows, columns = zip(*matches, strict=True)
+    return np.concatenate(rows), np.concatenate(columns)
 
 
 def _predict(tracks: _Tracks) -> None:

@@ -394,4 +394,4 @@ def _map_to_labels(detections: Detections, to_class: IntArray) -> Detections:
 def _rows(tracks: list[Track]) -> Rows:
     """Return ``(n, 6)`` frame, track id, x1, y1, x2, y2 of all boxes."""
     rows = [np.column_stack([t.frames, np.full(len(t), t.track_id), t.xyxy]) for t in tracks]
-    return np.concatenate([np.zeros((0, 6)), *rows])
+    return np.concatenate([np.zeros((0, 6)), *rows], dtype=np.float64)

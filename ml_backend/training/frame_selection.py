@@ -72,9 +72,9 @@ class TrainingFrameSelector:
         self._plan, self._splits, self._key_of, self._annotated = plan, splits, key_of, annotated
         self._should_stop = should_stop
 
-    def name(self, part: TaskVideo) -> str:
+    def name(self, task_video: TaskVideo) -> str:
         # Plain ASCII: trainers list images in text files.
-        return f"task-{part.task_id}"
+        return f"task-{task_video.task_id}"
 
     def inputs(self, video: AnnotatedVideo) -> dict[str, Any]:
         plan, split = self._plan, self._split(video.task_video)
@@ -106,25 +106,25 @@ class TrainingFrameSelector:
         frames = np.union1d(_thin(positive, _MAX_FRAMES - len(negative)), negative).astype(np.int64)
         return frames, [_USES[use] for use in uses[frames].tolist()]
 
-    def notes(self, picked: SelectedFrames) -> dict[str, Any]:
+    def notes(self, selected: SelectedFrames) -> dict[str, Any]:
         """Return what the dataset is assembled from.
 
         ``pictures``: ``[frame, split, hard, [class id of each box, ...]]`` of each frame; ``spans``: held-out spans;
         ``digest``: of all frames and their boxes; ``objects``: number of annotated ones with a known label.
         """
-        video, images, rows = picked.video, [], []
+        video, images, rows = selected.video, [], []
         hard = self._hard(video)
         sha256 = file_sha256(video.path)
-        for frame, use in zip(video.frames(picked.frames, picked.objects), picked.splits, strict=True):
+        for frame, use in zip(video.frames(selected.frames, selected.objects), selected.splits, strict=True):
             class_ids = [self._class_ids[item.label] for item in frame.objects]
             images.append([frame.index, use, any(item.region_id in hard for item in frame.objects), class_ids])
             rows.append(frame.xyxy.round(2).tolist())
         return {
             "task": video.task_id,
-            "objects": len(picked.objects),
+            "objects": len(selected.objects),
             "pictures": images,
             "digest": fingerprint([sha256, images, rows]),
-            "spans": self._spans(picked, sha256),
+            "spans": self._spans(selected, sha256),
             "uri": video.task_video.uri,
         }
 

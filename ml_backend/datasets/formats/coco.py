@@ -34,7 +34,7 @@ class Coco(DatasetFormat):
         video = selected.video
         with atomic_text_writer(self._lines(selected.name)) as file:
             size = {"width": video.info.width, "height": video.info.height}
-            head = {"name": video.name, **size, "fps": video.info.fps, "tracks": len(video.objects)}
+            head: dict[str, object] = {"name": video.name, **size, "fps": video.info.fps, "tracks": len(video.objects)}
             head["stride"] = self.sampling.even_stride
             file.write(json.dumps(head) + "\n")
             for frame, split in zip(video.frames(selected.frames, selected.objects), selected.splits, strict=True):

@@ -92,7 +92,7 @@ def annotated_objects(
 
 def _region_labels(region: Mapping[str, Any]) -> list[str]:
     labels = region["value"].get("labels") or []
-    if not isinstance(labels, list | tuple):
+    if not isinstance(labels, (list, tuple)):
         raise TypeError(f"expected a list of labels, got {labels!r}")
     return [label for label in labels if isinstance(label, str) and label]
 

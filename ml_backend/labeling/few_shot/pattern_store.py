@@ -302,7 +302,7 @@ class StoredCropEmbeddings:
         with self._store.read() as connection:
             return [_crop_embedding(row) for row in connection.execute(query)]
 
-    def add(self, model_id: str, crops: Sequence[CropEmbedding]) -> None:
+    def add(self, model_id: str, added: Sequence[CropEmbedding]) -> None:
         rows = [
             {
                 "key": crop.key(self._video, model_id),
@@ -313,7 +313,7 @@ class StoredCropEmbeddings:
                 "vector": to_half(crop.vector),
                 "thumbnail": crop.thumbnail,
             }
-            for crop in crops
+            for crop in added
         ]
         if rows:
             with self._store.write() as connection:

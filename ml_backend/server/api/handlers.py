@@ -64,7 +64,10 @@ def status(query: requests.OfAnyProject) -> responses.Status:
         "models": _models(container, query.project, state),
         "settings": {name: getattr(container.settings, name) for name in _STATUS_SETTINGS},
         "versions": {"python": platform.python_version(), **{name: _package_version(name) for name in _PACKAGES}},
-        **{name: state[name] for name in ("redis", "database", "workers", "queues")},  # type: ignore[typeddict-item]
+        "redis": state["redis"],
+        "database": state["database"],
+        "workers": state["workers"],
+        "queues": state["queues"],
     }
 
 
