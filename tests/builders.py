@@ -305,7 +305,7 @@ def run_with_bare_home(code: str, folder: Path, without: Callable[[str], bool]) 
     return done.stdout
 
 
-def wait_for(condition: Callable[[], Any], timeout: float = 240.0, what: str = "") -> Any:
+def wait_for(condition: Callable[[], Any], timeout: float = 900.0, what: str = "") -> Any:
     """The first true value of ``condition``; a generous bound that only keeps a broken test from hanging."""
     deadline = time.monotonic() + timeout
     while True:

@@ -166,7 +166,7 @@ def mark() -> Iterator[dict[str, str]]:
     yield {MARK: mark}
     assert guardian.stdin is not None
     guardian.stdin.close()
-    guardian.wait(timeout=240)
+    guardian.wait(timeout=900)
 
 
 @pytest.fixture(scope="session")

@@ -187,7 +187,7 @@ def test_connections_of_a_running_stack(motion_stack: Stack) -> None:
     assert "carries other credentials" in finding.found
 
     # Somebody deletes the webhook.
-    with httpx.Client(base_url=client.url, headers=client.auth_headers(), timeout=120) as session:
+    with httpx.Client(base_url=client.url, headers=client.auth_headers(), timeout=300) as session:
         for item in session.get("/api/webhooks/", params={"project": project}).json():
             session.delete(f"/api/webhooks/{item['id']}/").raise_for_status()
     assert only(examine(where, ["label-studio"]), hook).found == "there is none"

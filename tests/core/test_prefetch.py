@@ -36,7 +36,7 @@ def test_it_runs_ahead_no_further_than_it_may() -> None:
     found = prefetch(items(), 3)
     assert next(found) == 0
     for _ in range(5):  # the one that was taken, three that wait, one in the making
-        assert go_on.acquire(timeout=10)
+        assert go_on.acquire(timeout=300)
     assert not go_on.acquire(timeout=0.3)
     assert made == list(range(5))
     assert list(found) == list(range(1, 20))
@@ -91,7 +91,7 @@ def test_results_come_in_order_however_long_each_takes(max_concurrency: int) -> 
 
 
 def test_several_are_made_at_once() -> None:
-    together = threading.Barrier(2, timeout=10)
+    together = threading.Barrier(2, timeout=300)
     assert list(ordered_map(lambda n: together.wait() >= 0 and n, [3, 1, 2, 5], 2)) == [3, 1, 2, 5]
 
 
@@ -135,13 +135,13 @@ def test_closed_early_what_runs_is_waited_for_and_nothing_more_is_begun() -> Non
         begun.append(n)
         if n:
             second.set()
-            go_on.wait(60)
+            go_on.wait(300)
         ended.append(n)
         return n
 
     found = ordered_map(work, range(1000), 2)
     assert next(found) == 0
-    assert second.wait(60)
+    assert second.wait(300)
     threading.Timer(0.2, go_on.set).start()
     found.close()
     assert (sorted(begun), sorted(ended)) == ([0, 1], [0, 1])

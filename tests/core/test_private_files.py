@@ -26,7 +26,7 @@ def test_only_this_user_reads_what_is_written(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)  # of an earlier release
-    subprocess.run([sys.executable, "-c", CODE, str(folder)], cwd=ROOT, check=True, timeout=240)
+    subprocess.run([sys.executable, "-c", CODE, str(folder)], cwd=ROOT, check=True, timeout=900)
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (folder, *folder.rglob("*"))}
     assert modes.pop("data") == modes.pop("new") == "0o700"
     assert {"token", "frames", "backend.sqlite3"} <= set(modes)

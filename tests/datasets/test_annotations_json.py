@@ -313,7 +313,7 @@ def test_a_script_that_is_ended_leaves_nothing(tmp_path: Path, ending: signal.Si
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: sorted(tmp_path.iterdir()) != before)
     process.send_signal(ending)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "Traceback" not in errors
     assert sorted(tmp_path.iterdir()) == before

@@ -41,7 +41,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, timeout=240, check=False)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, timeout=900, check=False)
 
 
 def export(
@@ -304,7 +304,7 @@ def test_interrupting_says_so_and_leaves_whole_files(tmp_path: Path) -> None:
     )
     wait_for(lambda: images.is_dir() and len(list(images.glob("*.jpg"))) > 5)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode != 0
     assert all(cv2.imread(str(path)) is not None for path in images.glob("*.jpg"))
 

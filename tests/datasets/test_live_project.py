@@ -71,7 +71,7 @@ def run(script: str, *arguments: object, label_studio: LabelStudio, cwd: Path) -
         "DATA_DIR": str(cwd / "data"),
     }
     command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=240, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=900, check=False)
 
 
 def test_a_live_project(

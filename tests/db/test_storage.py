@@ -212,7 +212,7 @@ def test_processes_that_start_at_once_all_find_tables(other: sa.Engine, old: boo
         assert process.stdin is not None
         process.stdin.close()
         process.stdin = None
-    outcomes = [process.communicate(timeout=60) for process in started]
+    outcomes = [process.communicate(timeout=300) for process in started]
     assert [out.strip() for out, _ in outcomes] == [b"fine"] * 4, [err[-300:] for _, err in outcomes]
     assert len(Storage(str(other.url)).pending("learn", 1)) == 4
 
@@ -222,7 +222,7 @@ def test_database_that_is_up_to_date_is_opened_without_alembic(storage: Storage,
         "import sys; from ml_backend.db.storage import Storage;"
         f"Storage('sqlite:///{path}'); sys.exit('alembic' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=300, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("missing", ["", "DROP INDEX predictions_of_version", "DROP TABLE training_splits"])

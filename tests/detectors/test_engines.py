@@ -408,7 +408,7 @@ def test_two_threads_meet_an_export_that_does_not_run(
     tiny: Path, prepared: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = YoloDetector(tiny, prepared).detect(pictures(3))
-    detector, together = YoloDetector(tiny, prepared, made(tiny, prepared)), threading.Barrier(2, timeout=60)
+    detector, together = YoloDetector(tiny, prepared, made(tiny, prepared)), threading.Barrier(2, timeout=300)
     assert detector.max_concurrency == 2
 
     def infer(engine: OpenvinoEngine, pixels: object) -> object:

@@ -222,7 +222,7 @@ values = Settings(_env_file=None, data_dir={str(tmp_path)!r}, weights_timeout_s=
 print(weights.resolve_detector(values, download=True).sha256)
 """
     started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(3)]
-    digests = {process.communicate(timeout=240)[0].strip().decode() for process in started}
+    digests = {process.communicate(timeout=900)[0].strip().decode() for process in started}
     assert digests == {hashlib.sha256(CHECKPOINT).hexdigest()}
     assert names(tmp_path / "weights") == ["yolo11n.pt"]
 

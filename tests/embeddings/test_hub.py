@@ -371,7 +371,7 @@ print(resolve_embedder(values, download=True).model_id)
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, cwd=ROOT)
         for _ in range(3)
     ]
-    found = {process.communicate(timeout=240)[0].strip().decode() for process in started}
+    found = {process.communicate(timeout=900)[0].strip().decode() for process in started}
     assert len(found) == 1
     assert found.pop().startswith("dinov2-32-")
     assert len(site.asked(INFO)) == 1

@@ -159,7 +159,7 @@ def test_a_worker_that_ends_while_it_converts_keeps_the_video(
     with worker_process(here.settings, tmp_path / "log") as worker:
         wait_for(lambda: converting(here))
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=240) == 0
+        assert worker.wait(timeout=900) == 0
     # It pauses before its next try, or has done so already.
     assert asking.get(f"/api/jobs/{job['id']}")["state"] in ("waiting", "queued"), (tmp_path / "log").read_text()
     assert upload_of(here).read_bytes() == odd_clip.read_bytes()

@@ -121,7 +121,7 @@ def test_what_another_has_removed_is_not_waited_for(leases: MakeLeases) -> None:
 
 
 def test_two_at_once_do_each_chunk_once(leases: MakeLeases) -> None:
-    together = threading.Barrier(2, timeout=120)
+    together = threading.Barrier(2, timeout=300)
     held: set[int] = set()
 
     def meet(chunk: VideoChunk) -> None:
@@ -153,7 +153,7 @@ def test_while_another_is_at_it_a_later_one_is_done(leases: MakeLeases) -> None:
     seen: list[FrameFeatures] = []
     thread = threading.Thread(target=lambda: seen.extend(detect_chunks(CHUNKS, mine, detect)))
     thread.start()
-    assert waited.wait(120)
+    assert waited.wait(300)
     assert detect.asked == [1, 2, 3, 4]
     assert seen == []
     other.save(CHUNKS[0], list(FakeDetection()(CHUNKS[0])))
@@ -317,7 +317,7 @@ def test_two_workers_find_what_one_pass_finds(
     here, task = long_site()
     logs = [tmp_path / "1.log", tmp_path / "2.log"]
     with worker_process(here.settings, logs[0]), worker_process(here.settings, logs[1]):
-        together = wait_for(lambda: whole(here, task), 300, "the prediction")
+        together = wait_for(lambda: whole(here, task), 900, "the prediction")
     assert boxes(together) == boxes(alone)
     assert "helped with" in "".join(log.read_text() for log in logs)
     assert files_left(here) == []
@@ -336,7 +336,7 @@ def test_what_another_job_finishes_meanwhile_is_used(
         connection.execute(sa.delete(predictions))
 
     def another() -> None:
-        wait_for(lambda: files_left(here), 300, "the first chunk")
+        wait_for(lambda: files_left(here), 900, "the first chunk")
         with engine.begin() as connection:
             connection.execute(sa.insert(track_sets), [dict(row) for row in rows])
 
@@ -357,7 +357,7 @@ def test_what_another_job_finishes_meanwhile_is_used(
 def test_a_killed_worker_loses_one_chunk(long_site: Callable[..., tuple[Site, int]], tmp_path: Path) -> None:
     here, task = long_site(batch=1)
     with worker_process(here.settings, tmp_path / "first.log") as worker:
-        wait_for(lambda: frames_done(here) and len(files_left(here)) >= 2, 300, "some chunks")
+        wait_for(lambda: frames_done(here) and len(files_left(here)) >= 2, 900, "some chunks")
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait()
     before = {path.name: path.stat().st_mtime_ns for path in files_left(here)}
@@ -370,7 +370,7 @@ def test_a_killed_worker_loses_one_chunk(long_site: Callable[..., tuple[Site, in
         return whole(here, task)
 
     with worker_process(here.settings, tmp_path / "second.log"):
-        wait_for(again, 300, "the second worker's prediction")
+        wait_for(again, 900, "the second worker's prediction")
     assert before.items() <= kept.items()
     assert files_left(here) == []
 
@@ -384,7 +384,7 @@ def test_what_was_found_so_far_is_shown(long_site: Callable[..., tuple[Site, int
         return whole(here, task)
 
     with worker_process(here.settings, tmp_path / "log"):
-        last = wait_for(poll, 300, "the prediction")
+        last = wait_for(poll, 900, "the prediction")
     versions = [prediction.model_version for prediction in shown]
     assert last.model_version + PARTIAL in versions
     part = next(p for p in shown if p.model_version.endswith(PARTIAL))

@@ -311,7 +311,7 @@ def test_asking_takes_no_time(projects: ProjectModelStore) -> None:
         "from ml_backend.db.storage import Storage; s = Settings(_env_file=None, detector='motion', mode='universal');"
         "ProjectModelStore(s, Storage('sqlite://')).models(1); print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, timeout=300, check=True)
     assert done.stdout.strip() == b"False"
 
 

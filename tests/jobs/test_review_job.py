@@ -61,7 +61,7 @@ def submit(here: Site, task: int, result: list[dict[str, Any]], prediction: int 
     """Submit as the page does."""
     address = f"{here.settings.label_studio_url}/api/tasks/{task}/annotations/"
     body = {"result": result, "lead_time": 3.2, "parent_prediction": prediction, "draft_id": 0}
-    answer = httpx.post(address, json=body, headers=here.client.auth_headers(), timeout=30)
+    answer = httpx.post(address, json=body, headers=here.client.auth_headers(), timeout=300)
     assert answer.status_code == 201, answer.text[:500]
     return answer.json()["id"]
 

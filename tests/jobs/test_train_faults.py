@@ -100,9 +100,9 @@ def test_stopped_and_killed_at_every_stage_it_goes_on_elsewhere(
     def killed(machine: Settings, state: str, epochs: int = 0, by: signal.Signals = signal.SIGKILL) -> Version:
         """Run a worker there until this state, and end it."""
         with worker_process(machine, log) as process:
-            found: Version = wait_for(lambda: reached(here, project, state, epochs), 240, f"{state}: {log}")
+            found: Version = wait_for(lambda: reached(here, project, state, epochs), 900, f"{state}: {log}")
             process.send_signal(by)
-            process.wait(60)
+            process.wait(300)
         here.queue.connection.delete("video:turn:lost")  # the next one looks for lost jobs as soon as the lease is over
         return found
 
@@ -114,10 +114,10 @@ def test_stopped_and_killed_at_every_stage_it_goes_on_elsewhere(
     assert gated.history[0] == before.history[0], "it went on from its last epoch"
     # Killed in the moment of the promotion: the database keeps it waiting there.
     with worker_process(machines[0], log) as process:
-        blocker = sqlite3.connect(database, timeout=60)
-        wait_for(lambda: (machines[0].data_dir / "training" / f"project-{project}" / "gate").is_dir(), 240, str(log))
+        blocker = sqlite3.connect(database, timeout=300)
+        wait_for(lambda: (machines[0].data_dir / "training" / f"project-{project}" / "gate").is_dir(), 900, str(log))
         blocker.execute("BEGIN IMMEDIATE")
-        wait_for(lambda: "verdict" in here.job(f"train-{project}").meta.get("progress", {}), 240, str(log))
+        wait_for(lambda: "verdict" in here.job(f"train-{project}").meta.get("progress", {}), 900, str(log))
         process.send_signal(signal.SIGKILL)
         process.wait()
         blocker.rollback()
@@ -127,7 +127,7 @@ def test_stopped_and_killed_at_every_stage_it_goes_on_elsewhere(
     assert registry(here).current(project).id == done.id  # type: ignore[union-attr]
     # Killed before the open task had its new prediction: another worker makes it.
     with worker_process(machines[0], log):
-        wait_for(lambda: [p for p in here.predictions(open_task) if p.model_version.endswith(".v1")], 240, str(log))
+        wait_for(lambda: [p for p in here.predictions(open_task) if p.model_version.endswith(".v1")], 900, str(log))
     (only,) = registry(here).versions(project)
     assert only.attempts >= 5
     assert here.queue.failed_jobs() == []
@@ -151,9 +151,9 @@ def test_replaced_checkpoints_are_not_opened(trained_site: Callable[..., Site], 
     here.services.trainings.start(project, "a test")
     log = tmp_path / "worker.log"
     with worker_process(here.settings, log) as process:
-        version: Version = wait_for(lambda: reached(here, project, "training", 1), 240, str(log))
+        version: Version = wait_for(lambda: reached(here, project, "training", 1), 900, str(log))
         process.send_signal(signal.SIGKILL)
-        process.wait(60)
+        process.wait(300)
     run = here.settings.data_dir / "training" / f"project-{project}" / "runs" / version.name
     stored = place / "projects" / str(project)
     targets = [*run.rglob("*.pt"), *(stored / Path(name).name for name in checkpoint_names(version))]
@@ -162,7 +162,7 @@ def test_replaced_checkpoints_are_not_opened(trained_site: Callable[..., Site], 
         path.unlink(missing_ok=True)
         path.write_bytes(pickle.dumps(Touch(made)))
     with worker_process(here.settings, log):
-        wait_for(lambda: registry(here).running(project) is None, 240, str(log))
+        wait_for(lambda: registry(here).running(project) is None, 900, str(log))
     (only,) = registry(here).versions(project)
     assert only.state in MEASURED, only.reason
     assert [item["epoch"] for item in only.history] == [1, 2, 3]
@@ -178,24 +178,24 @@ def test_redis_forgets_everything_and_there_is_no_room_for_the_weights(
     here.services.trainings.start(project, "a test")
     log = tmp_path / "worker.log"
     with worker_process(here.settings, log):
-        wait_for(lambda: reached(here, project, "training", 1), 240, str(log))
+        wait_for(lambda: reached(here, project, "training", 1), 900, str(log))
         place.rename(full)
         place.write_text("a file where a folder should be")
         redis_server.stop()
         time.sleep(2)
         redis_server.start()
-        redis_server.wait_ready(30)
+        redis_server.wait_ready(300)
         here.queue.connection.flushall()
-        wait_for(lambda: "could not be stored" in log.read_text(), 240, str(log))
-        (waiting,) = wait_for(lambda: [name for name in here.jobs() if name.startswith("train-")], 60, str(log))
-        wait_for(lambda: "could not be stored" in here.job(waiting).meta.get("error", ""), 30, "its reason")
+        wait_for(lambda: "could not be stored" in log.read_text(), 900, str(log))
+        (waiting,) = wait_for(lambda: [name for name in here.jobs() if name.startswith("train-")], 900, str(log))
+        wait_for(lambda: "could not be stored" in here.job(waiting).meta.get("error", ""), 900, "its reason")
         stopped = registry(here).running(project)
         assert stopped is not None
         assert registry(here).current(project) is None
         place.unlink()
         full.rename(place)
         here.hurry()
-        version = wait_for(lambda: reached(here, project, "promoted"), 240, str(log))
+        version = wait_for(lambda: reached(here, project, "promoted"), 900, str(log))
     epochs = [item["epoch"] for item in version.history]
     assert version.history[: len(stopped.history)] == stopped.history, "no epoch was trained twice"
     assert epochs == list(range(1, len(epochs) + 1))
@@ -232,10 +232,10 @@ def test_cancelled_for_good(trained_site: Callable[..., Site], tmp_path: Path) -
     project, _ = fill(here)
     here.services.trainings.start(project, "a test")
     with worker_process(here.settings, tmp_path / "worker.log"):
-        wait_for(lambda: reached(here, project, "training", 1), 240, "the first epoch")
+        wait_for(lambda: reached(here, project, "training", 1), 900, "the first epoch")
         here.services.trainings.cancel(project)
-        wait_for(lambda: reached(here, project, "cancelled"), 60, "its end")
-        wait_for(lambda: not [name for name in here.jobs() if name.startswith("train-")], 30, "no job is left")
+        wait_for(lambda: reached(here, project, "cancelled"), 900, "its end")
+        wait_for(lambda: not [name for name in here.jobs() if name.startswith("train-")], 900, "no job is left")
     assert registry(here).current(project) is None
 
 

@@ -104,7 +104,7 @@ def test_drafts_and_skipped_annotations_with_work_in_them_do(
 ) -> None:
     task = client.create_task(client.create_project("test", CONFIG), {"video": "a.mp4"})
     draft = {"result": result, "lead_time": 1}
-    answer = httpx.post(f"{client.url}/api/tasks/{task}/drafts", json=draft, headers=client.auth_headers(), timeout=120)
+    answer = httpx.post(f"{client.url}/api/tasks/{task}/drafts", json=draft, headers=client.auth_headers(), timeout=300)
     assert answer.status_code == 201
     assert client.get_task(task).annotations == number
     sdk.annotations.create(id=task, result=result, was_cancelled=True)
@@ -134,7 +134,7 @@ def test_upload_keeps_odd_names_and_makes_no_task(client: LabelStudioClient, lab
     address = client.upload_file(project, clip)
     assert address.startswith("/data/upload/")
     assert [state.id for state in client.list_task_states(project)] == []
-    fetched = httpx.get(label_studio.url + address, headers=client.auth_headers(), timeout=120)
+    fetched = httpx.get(label_studio.url + address, headers=client.auth_headers(), timeout=300)
     assert fetched.content == clip.read_bytes()
 
 

@@ -83,7 +83,7 @@ class Editor:
 def editor(motion_stack: Stack, chromium: Any, tmp_path: Path) -> Iterator[Editor]:
     client = motion_stack.client()
     project, task = make_scene_task(motion_stack, tmp_path, "drawing")
-    wait_for(lambda: client.get_task(task).prediction_versions, 120)
+    wait_for(lambda: client.get_task(task).prediction_versions, 900)
     server = motion_stack.label_studio
     page = chromium.new_page(viewport={"width": 1600, "height": 1000})
     open_editor(page, server, f"{server.url}/projects/{project}/data?task={task}")

@@ -84,7 +84,7 @@ def test_import_by_upload(
         data = client.get_task(done[name].task_id or 0).data
         assert (data["fps"], data["frames"], data["width"], data["height"]) == (fps, frames, 320, 240)
         assert data["duration"] == pytest.approx(frames / fps, abs=1e-3)
-        served = httpx.get(client.url + data["video"], headers=client.auth_headers(), timeout=120)
+        served = httpx.get(client.url + data["video"], headers=client.auth_headers(), timeout=300)
         copy = tmp_path / "served.mp4"
         copy.write_bytes(served.raise_for_status().content)
         assert plan_transcode(copy).action == "keep"
@@ -139,7 +139,7 @@ def test_local_files_are_served_in_place(
     for path, frames in ((fine, 10), (old, 20)):
         url = client.get_task(done[path.name].task_id or 0).data["video"]
         assert url.startswith("/data/local-files/?d=")
-        served = httpx.get(client.url + url, headers=client.auth_headers(), follow_redirects=True, timeout=120)
+        served = httpx.get(client.url + url, headers=client.auth_headers(), follow_redirects=True, timeout=300)
         served.raise_for_status()
         (tmp_path / "served.mp4").write_bytes(served.content)
         assert probe(tmp_path / "served.mp4").frames == frames

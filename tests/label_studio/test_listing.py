@@ -31,7 +31,7 @@ class _Slow:
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         self.asked += 1
         title = str(self.asked)
-        self.let.wait(30)
+        self.let.wait(300)
         send(handler, 200, json.dumps({"next": None, "results": [{"id": 7, "title": title}]}).encode())
 
 

@@ -646,7 +646,7 @@ def test_request_to_stop_is_obeyed_while_nothing_comes(
             handler.end_headers()
             handler.wfile.write(MB[:1000])
             handler.wfile.flush()
-        release.wait(60)
+        release.wait(300)
 
     site.special[path] = hang
     folder = settings().media_dir
@@ -799,7 +799,7 @@ def test_one_reader_does_not_wait_for_another(store: Callable[..., MediaStore], 
     path, media = "/data/upload/1/a.mp4", store()
     site.files[path] = MB
     with media.open(path, 1, 1), reader(media, site, path) as process:
-        assert process.communicate(timeout=60)[0].split()[-1] == str(len(MB)).encode()
+        assert process.communicate(timeout=300)[0].split()[-1] == str(len(MB)).encode()
     assert len(site.asked(path)) == 1
 
 
@@ -851,7 +851,7 @@ def test_processes_that_want_the_same_video_share_one_download(store: Callable[.
     site.special[path] = slow
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(reader(media, site, path)) for _ in range(3)]
-        sizes = [process.communicate(timeout=60)[0].split()[-1] for process in processes]
+        sizes = [process.communicate(timeout=300)[0].split()[-1] for process in processes]
     assert sizes == [str(len(MB)).encode()] * 3
     assert len(site.asked(path)) == 2  # `slow` counts itself twice
 
@@ -1019,7 +1019,7 @@ try:
 except StorageError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert "cannot be written" in done.stdout, done.stderr
     assert "Free some disk space" in done.stdout
     assert [file.suffix for file in (tmp_path / "media").iterdir()] == [".lock"], "what is of no use takes no room"

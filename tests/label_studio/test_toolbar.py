@@ -27,7 +27,7 @@ def post(motion_stack: Stack, tmp_path: Path) -> Callable[..., Any]:
 
     def post(**context: Any) -> Any:
         body = {"task": task, "context": context}
-        response = httpx.post(url, json=body, headers=client.auth_headers(), timeout=120)
+        response = httpx.post(url, json=body, headers=client.auth_headers(), timeout=300)
         assert response.status_code == 200, response.text
         result = response.json()["data"]["result"]
         return result[0]["value"] if result else None

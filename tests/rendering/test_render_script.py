@@ -176,7 +176,7 @@ def test_ended_from_outside(tmp_path: Path, ending: signal.Signals) -> None:
         time.sleep(0.02)
     assert sorted(tmp_path.iterdir()) != before, "it has begun to write"
     process.send_signal(ending)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "Traceback" not in errors
     assert sorted(tmp_path.iterdir()) == before

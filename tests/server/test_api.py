@@ -552,7 +552,7 @@ def test_redis_that_comes_back(make_room: Callable[..., Room], tmp_path: Path) -
     (tmp_path / "redis").mkdir()
     server.start()
     try:
-        server.wait_ready(30)
+        server.wait_ready(300)
         room.post("/api/init_models", {"project": 7}, 202)
         wait_for(lambda: room.get("/api/status")["redis"]["up"])
     finally:

@@ -119,7 +119,7 @@ def test_without_credentials_only_this_machine_is_served(
 def test_a_refused_start_says_why_in_one_line(settings: Callable[..., Settings]) -> None:
     command = [sys.executable, "-m", "gunicorn", "ml_backend.wsgi:app", "--bind", f"0.0.0.0:{free_port()}"]
     done = subprocess.run(
-        command, env=environment(settings()), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+        command, env=environment(settings()), cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 3
     assert "ALLOW_ANONYMOUS=true" in done.stderr

@@ -59,7 +59,7 @@ def test_connecting_by_hand(motion_stack: Stack, project: int, tmp_path: Path) -
     client = motion_stack.client()
     before = add_task(client, project, tmp_path)
     connection = {"url": motion_stack.backend.url, "project": project}  # as the form in Label Studio's settings does
-    answer = httpx.post(f"{client.url}/api/ml", json=connection, headers=client.auth_headers(), timeout=120)
+    answer = httpx.post(f"{client.url}/api/ml", json=connection, headers=client.auth_headers(), timeout=300)
     answer.raise_for_status()
     wait_for_tracks(client, before)
     wait_for(lambda: listed(motion_stack, project).get("connected"))

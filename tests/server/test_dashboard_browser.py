@@ -247,7 +247,7 @@ def test_it_is_live(page: Any, site: Site) -> None:
     page.goto(site.step("review"))
     page.locator("#live.on").wait_for()
     body = {"project": site.project, "format": "mot"}
-    assert httpx.post(f"{site.url}/api/export", json=body, timeout=120).status_code == 202
+    assert httpx.post(f"{site.url}/api/export", json=body, timeout=300).status_code == 202
     page.locator("#part-files", has_text="-mot-").wait_for()
 
 
@@ -308,7 +308,7 @@ def test_a_server_that_is_away(chromium: Any, site: Site) -> None:
     page.route("**/ui/live*", lambda route: route.abort())
     page.locator("#live:not(.on)", has_text="The server does not answer").wait_for()
     body = {"project": site.project, "format": "coco"}
-    assert httpx.post(f"{site.url}/api/export", json=body, timeout=120).status_code == 202
+    assert httpx.post(f"{site.url}/api/export", json=body, timeout=300).status_code == 202
     page.unroute("**/ui/live*")
     page.locator("#live.on").wait_for()
     page.locator("#part-files", has_text="-coco-").wait_for(timeout=SLOW_MS)

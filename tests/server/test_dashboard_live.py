@@ -39,7 +39,7 @@ def served(settings: Callable[..., Settings], redis_url: str, tmp_path: Path) ->
 
 def _answers(url: str) -> bool:
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(f"{url}/health", timeout=60).status_code == 200
+        return httpx.get(f"{url}/health", timeout=300).status_code == 200
     return False
 
 
@@ -49,7 +49,7 @@ def test_fifty_at_once_are_answered(served: tuple[str, Settings]) -> None:
     JobQueue(settings).request("control", "init_models", [7], "init-7", "api_jobs")
 
     def ask(number: int) -> int:
-        with httpx.Client(base_url=url, timeout=120) as client:
+        with httpx.Client(base_url=url, timeout=300) as client:
             paths = ("/api/status", "/ui/live?project=7", "/api/status?project=7")
             return sum(client.get(paths[(number + n) % 3]).status_code != 200 for n in range(6))
 

@@ -680,7 +680,7 @@ def test_under_gunicorn_fifty_at_once_are_one_job(gunicorn: str, redis_url: str)
     import httpx
 
     def ask(_: int) -> Any:
-        return httpx.post(f"{gunicorn}/predict", json=request(task()), timeout=120).json()
+        return httpx.post(f"{gunicorn}/predict", json=request(task()), timeout=300).json()
 
     with ThreadPoolExecutor(50) as pool:
         assert list(pool.map(ask, range(50))) == [{"results": [[]]}] * 50
@@ -689,7 +689,7 @@ def test_under_gunicorn_fifty_at_once_are_one_job(gunicorn: str, redis_url: str)
 
 def test_under_gunicorn_an_endless_body_is_refused(gunicorn: str) -> None:
     host, port = gunicorn.split("//")[1].split(":")
-    with socket.create_connection((host, int(port)), timeout=120) as connection:
+    with socket.create_connection((host, int(port)), timeout=300) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1099511627776\r\n\r\nx")
         assert connection.recv(100).split()[1] == b"413"
 
@@ -700,7 +700,7 @@ def test_under_gunicorn_a_body_in_bad_chunks_is_refused(gunicorn: str) -> None:
     for path, kind in ((b"/webhook", b"application/json"), (b"/api/upload_video", upload)):
         head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n"
         for chunks in (b"zz\r\n{}\r\n0\r\n\r\n", b"2\r\n{}xx\r\n0\r\n\r\n", b"9\r\n{}"):
-            with socket.create_connection((host, int(port)), timeout=120) as connection:
+            with socket.create_connection((host, int(port)), timeout=300) as connection:
                 connection.sendall(head % (path, kind) + chunks)
                 connection.shutdown(socket.SHUT_WR)
                 assert connection.recv(100).split()[1] == b"400", (path, chunks)

@@ -111,7 +111,7 @@ def test_health_does_not_wait_for_weights(settings: Callable[..., Settings], red
             httpx.post(
                 f"{backend.url}/setup", json={"project": "7.1"}, trust_env=False, timeout=httpx.Timeout(120, read=1)
             )
-        assert httpx.get(f"{backend.url}/health", trust_env=False, timeout=120).status_code == 200
+        assert httpx.get(f"{backend.url}/health", trust_env=False, timeout=300).status_code == 200
     finally:
         backend.stop(grace=0)
 

@@ -437,7 +437,7 @@ def test_processes_write_one_task_at_once(store: ReviewStore, path: Path) -> Non
     command = [sys.executable, "-c", code, f"sqlite:///{path}"]
     running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for _ in range(2)]
     for process in running:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors.decode()
     assert tracks(store, 1) <= 5
     store.put(1, 0, correction(accepted=1))

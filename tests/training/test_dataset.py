@@ -499,7 +499,7 @@ def test_a_disk_that_takes_no_more(project: Project, clip: dict[str, Any]) -> No
     )
     make_video(project.folder / "clip.mp4", frames=FRAMES, size=(640, 480))
     done = subprocess.run(
-        in_a_process(project, limit), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        in_a_process(project, limit), cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 1
     assert StorageError.__name__ in done.stderr

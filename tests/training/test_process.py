@@ -139,12 +139,12 @@ def test_it_dies_with_its_parent(data: Path, start: Path, tmp_path: Path) -> Non
         assert b"start" in parent.stdout.readline()
         (training,) = trainings()
         parent.send_signal(signal.SIGKILL)
-        parent.wait(120)
+        parent.wait(300)
         wait_for(lambda: not training.is_running() or training.status() == psutil.STATUS_ZOMBIE)
     finally:
         parent.kill()
         parent.stdout.close()
-        parent.wait(120)
+        parent.wait(300)
 
 
 def test_a_full_disk(data: Path, start: Path, tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_it_pauses_before_its_next_batch_and_goes_on(data: Path, start: Path, tm
             should_pause=paused.is_set,
         )
         try:
-            assert events.get(timeout=240)["event"] == "start"
+            assert events.get(timeout=900)["event"] == "start"
             with pytest.raises(queue.Empty):
                 events.get(timeout=3)
         finally:
             paused.clear()
-        assert done.result(timeout=240)["epochs"] == 2
+        assert done.result(timeout=900)["epochs"] == 2

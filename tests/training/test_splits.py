@@ -227,7 +227,7 @@ def test_two_processes_agree(store: SplitStore, path: Path) -> None:
     command = [sys.executable, "-c", code, f"sqlite:///{path}"]
     running = [subprocess.Popen([*command, str(n)], cwd=ROOT, stderr=subprocess.PIPE) for n in range(3)]
     for process in running:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors.decode()
     splits = store.splits(1)
     assert len(splits) == 80

@@ -38,7 +38,7 @@ def test_a_failed_start_shows_the_end_of_the_log(tmp_path: Path) -> None:
     script = Script("import sys; print('the reason'); sys.exit(3)", tmp_path)
     script.start()
     with pytest.raises(StartError, match=r"(?s)exited while starting \(exit status 3\).*the reason"):
-        script.wait_ready(30)
+        script.wait_ready(300)
 
 
 def test_the_tail_is_of_the_last_start_only(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_the_tail_is_of_the_last_start_only(tmp_path: Path) -> None:
         script = Script(f"print('{text}')", tmp_path)
         script.start()
         with pytest.raises(StartError):
-            script.wait_ready(30)
+            script.wait_ready(300)
     assert script.tail() == "second"
     assert script.log_path.read_text() == "first\nsecond\n"
 
@@ -69,7 +69,7 @@ def test_a_process_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
     )
     script = Script(code, tmp_path)
     script.start()
-    script.wait_ready(30)
+    script.wait_ready(300)
     pid = script.pid
     script.stop(grace=0.2)
     assert pid is not None
@@ -98,7 +98,7 @@ def test_the_password_is_not_shown_to_other_users(tmp_path: Path) -> None:
 def test_redis_keeps_what_it_was_given_over_a_kill(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", log_dir=tmp_path, environment=os.environ)
     server.start()
-    server.wait_ready(30)
+    server.wait_ready(300)
     with Redis.from_url(server.url) as connection:
         connection.set("kept", "yes")
         connection.config_set("appendfsync", "always")
@@ -107,7 +107,7 @@ def test_redis_keeps_what_it_was_given_over_a_kill(tmp_path: Path) -> None:
     assert not redis_is_up(server.url)
     server.start()  # the socket's file is still there
     try:
-        server.wait_ready(30)
+        server.wait_ready(300)
         with Redis.from_url(server.url) as connection:
             assert connection.mget("kept", "also") == [b"yes", b"kept"]
             assert connection.config_get("port") == {"port": "0"}
@@ -122,7 +122,7 @@ def test_redis_works_in_a_folder_too_deep_for_a_socket(tmp_path: Path) -> None:
     assert server.socket.parent.stat().st_mode & 0o077 == 0, "only the owner may reach the socket"
     server.start()
     try:
-        server.wait_ready(30)
+        server.wait_ready(300)
         assert (folder / "appendonly.aof").exists() or (folder / "appendonlydir").exists()
     finally:
         server.stop()

@@ -61,7 +61,7 @@ class Command:
     def end(self, number: int) -> int:
         assert self.process
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(300)
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 60) -> None:

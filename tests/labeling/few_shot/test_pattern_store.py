@@ -475,7 +475,7 @@ def test_processes_write_at_once_and_nothing_is_lost(store: PatternStore, path: 
         subprocess.Popen([*command, str(n), start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
         for n in (1, 2, 3)
     ]
-    outcomes = [process.communicate(timeout=120) for process in started]
+    outcomes = [process.communicate(timeout=300) for process in started]
     assert [out.strip() for out, _ in outcomes] == [b"fine"] * 3, [err[-500:] for _, err in outcomes]
     tasks = [n + more for n in (1, 2, 3) for more in (0, 100)]
     imported = [(0, f"p{n}-{repeat}", "b") for n in (1, 2, 3) for repeat in range(15)]
