@@ -29,7 +29,7 @@ def open_editor(page: Any, server: Any, url: str) -> None:
         server: with ``url``, ``username`` and ``password``.
         url: of the task.
     """
-    page.set_default_timeout(180_000)
+    page.set_default_timeout(600_000)
     page.goto(f"{server.url}/user/login/")
     page.fill("input[name=email]", server.username)
     page.fill("input[name=password]", server.password)

@@ -107,7 +107,7 @@ def player(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         thread.start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
         page = chromium.new_page()
-        page.set_default_timeout(180_000)
+        page.set_default_timeout(600_000)
         page.goto(f"{url}/page.html")
         yield Player(page, folder, url)
         page.close()

@@ -16,7 +16,7 @@ from tests.video.builders import make_video
 
 pytestmark = pytest.mark.browser
 
-SLOW_MS = 180_000
+SLOW_MS = 600_000
 
 
 @pytest.fixture
