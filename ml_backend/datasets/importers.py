@@ -33,7 +33,7 @@ _MIN_IOU = 0.995
 
 _UNTRACKED = "Boxes without a track, left out"
 _OUTSIDE = "Boxes on frames that the video does not have, left out"
-_FROM_0 = "Boxes on frames counted from 0, though none has the number 0 (if they count from 1, use --first-frame 1)"
+_ASSUMED = "Boxes on frames taken to count from {0} (if they count from {1}, use --first-frame {1})"
 _UNEVEN = "Tracks interpolated between unevenly spaced frames, where gaps cannot be told"
 
 #: More than any video has (46 hours at 60 fps): damaged numbers must not exhaust memory.
@@ -145,20 +145,21 @@ class ImportedBoxes:
         untracked = len(rows) - sum(map(len, groups.values()))
         return cls(tuple(tracks), sampled, stride, +Counter({_UNEVEN: uneven, _UNTRACKED: untracked}))
 
-    def counted_from(self, first: int | None, frame_count: int) -> ImportedBoxes:
+    def counted_from(self, first: int | None, frame_count: int, assumed: int = 0) -> ImportedBoxes:
         """Return the boxes of a file that numbers frames from ``first``, with frames from 0.
 
         Args:
             first: 0 or 1; ``None`` if unknown, and there is no frame 0: then it is 1 if the last number is the number
-                of frames, else 0, which is noted.
+                of frames, else ``assumed``, which is noted.
             frame_count: of the video.
         """
         if self.samples is None or not len(self.samples):
             return self
         left_out = Counter(self.left_out)
         if first is None:
-            first = int(self.samples[-1] >= frame_count)
-            left_out[_FROM_0] = 0 if first else sum(len(track.frames) for track in self.tracks)
+            first = 1 if self.samples[-1] >= frame_count else assumed
+            if self.samples[-1] < frame_count:
+                left_out[_ASSUMED.format(first, 1 - first)] = sum(len(track.frames) for track in self.tracks)
         tracks = tuple(replace(track, frames=track.frames - first) for track in self.tracks)
         return replace(self, tracks=tracks, samples=self.samples - first, left_out=+left_out)
 

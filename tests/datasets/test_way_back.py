@@ -247,15 +247,17 @@ def numbered(folder: Path, name: str, numbers: range) -> Path:
     [
         (range(30), None, range(30), []),
         (range(1, 31), None, range(30), []),  # there is no frame 30 if frames count from 0
-        (range(1, 30), None, range(1, 30), ["--first-frame"]),
+        (range(1, 30), None, None, ["--first-frame"]),
         (range(1, 30), 0, range(1, 30), []),
         (range(1, 30), 1, range(29), []),
         (range(31), None, range(30), ["the video does not have"]),
     ],
 )
 def test_the_number_of_the_first_frame(
-    tmp_path: Path, name: str, numbers: range, first: int | None, expected: range, noted: list[str]
+    tmp_path: Path, name: str, numbers: range, first: int | None, expected: range | None, noted: list[str]
 ) -> None:
+    # Where numbers do not tell: ultralytics counts from 1.
+    expected = expected or (range(29) if name == "yolo-track" else range(1, 30))
     make_video(tmp_path / "clip.mp4")
     (task,), result = bring(READERS[name](numbered(tmp_path, name, numbers), first_frame=first), tmp_path)
     (region,) = task["predictions"][0]["result"]
@@ -263,6 +265,17 @@ def test_the_number_of_the_first_frame(
     assert (first_key["frame"], last_key["frame"]) == (expected[0] + 1, expected[-1] + 1)
     assert len(result.left_out) == len(noted)
     assert all(part in reason for part, reason in zip(noted, result.left_out, strict=True))
+
+
+def test_padded_numbers_are_not_those_of_ultralytics(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "data.yaml").write_text("names: [person]")  # without a stride, as of an earlier release
+    for number in range(5, 20):
+        (tmp_path / "labels" / f"clip_{number:06d}.txt").write_text("0 0.5 0.5 0.2 0.2 1")
+    (video,) = read_yolo(tmp_path)
+    read = video.read(320, 240, 30)
+    assert visible(read) == list(range(5, 20))
+    assert ["--first-frame 1" in reason for reason in read.left_out] == [True]
 
 
 def test_a_frame_0_in_another_video_tells_as_well(tmp_path: Path) -> None:
@@ -463,28 +476,60 @@ def test_damaged_frame_numbers_do_not_fill_the_memory(tmp_path: Path, monkeypatc
     assert max(made) < 1000
 
 
-@pytest.mark.parametrize("name", ["mot", "yolo-track"])
-def test_a_damaged_video_of_a_dataset_keeps_no_other_from_being_imported(name: str, tmp_path: Path) -> None:
-    files = {
-        "mot": {
-            "good/gt/gt.txt": "1,1,0,0,9,9,1\n",
-            "bad/gt/gt.txt": "1,1,0,0,9,9,1\n",
-            "bad/seqinfo.ini": "no section",
-        },
-        "yolo-track": {
-            "data.yaml": "names: [a]",
-            "labels/good_000000.txt": "0 0.5 0.5 0.1 0.1 1\n",
-            "labels/bad_000000.txt": "0 0.5 0.5 0.1 0.1 1\n",
-            "labels/bad_99999999999.txt": "0 0.5 0.5 0.1 0.1 1\n",
-        },
-    }[name]
+COCO_OF_TWO = """{"categories": [{"id": 1, "name": "a"}],
+"videos": [{"id": 1, "name": "good"}, {"id": 2, "name": "bad"}],
+"images": [{"id": 1, "video_id": 1, "frame_id": 0}, {"id": 2, "video_id": 2, "frame_id": %s}], "annotations": [
+{"image_id": 1, "bbox": [0, 0, 9, 9], "category_id": 1, "track_id": 1},
+{"id": 7, "image_id": 2, "bbox": %s, "category_id": 1, "track_id": 1}]}"""
+CVAT_OF_ONE = cvat_track(cvat_box(0, (0, 0, 9, 9)))
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        (
+            "mot",
+            {
+                "good/gt/gt.txt": "1,1,0,0,9,9,1\n",
+                "bad/gt/gt.txt": "1,1,0,0,9,9,1\n",
+                "bad/seqinfo.ini": "no section",
+            },
+        ),
+        (
+            "yolo-track",
+            {
+                "data.yaml": "names: [a]",
+                "labels/good_000000.txt": "0 0.5 0.5 0.1 0.1 1\n",
+                "labels/bad_000000.txt": "0 0.5 0.5 0.1 0.1 1\n",
+                "labels/bad_99999999999.txt": "0 0.5 0.5 0.1 0.1 1\n",
+            },
+        ),
+        ("coco", {"annotations/a.json": COCO_OF_TWO % (0, "[0, 0, 9]")}),
+        ("coco", {"annotations/a.json": COCO_OF_TWO % (0, "null")}),
+        ("coco", {"annotations/a.json": COCO_OF_TWO % ("-1", "[0, 0, 9, 9]")}),
+        ("cvat", {"good.xml": f"<annotations>{CVAT_OF_ONE}</annotations>", "bad.xml": "<annotations>"}),
+    ],
+)
+def test_a_damaged_video_of_a_dataset_keeps_no_other_from_being_imported(
+    name: str, files: dict[str, str], tmp_path: Path
+) -> None:
     for place, text in files.items():
         path = tmp_path / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    reader = {"mot": read_mot, "yolo-track": read_yolo}[name]
-    videos = {video.name: video for video in reader(tmp_path)}
+    videos = {video.name.removesuffix(".xml"): video for video in READERS[name](tmp_path)}
     assert set(videos) == {"good", "bad"}
     assert len(videos["good"].read(100, 100, 10).tracks) == 1
-    with pytest.raises(ConfigError, match=r"(?s)bad.*Correct"):
+    with pytest.raises(ConfigError, match=r"bad|annotation 7|image 2"):
         videos["bad"].read(100, 100, 10)
+
+
+def test_a_damaged_file_of_coco_keeps_no_other_from_being_imported(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    coco(tmp_path / "annotations" / "instances_train.json")
+    (tmp_path / "annotations" / "instances_val.json").write_text('{"videos": [')
+    good, bad = sorted(read_coco(tmp_path), key=lambda video: video.name)
+    assert (good.name, len(good.read(320, 240, 30).tracks)) == ("clip.mp4", 1)
+    assert bad.name == "instances_val.json"
+    with pytest.raises(ConfigError, match=r"instances_val.json is not a COCO file"):
+        bad.read(320, 240, 30)

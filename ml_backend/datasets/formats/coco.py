@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,52 +159,111 @@ def read_coco(path: Path, first_frame: int | None = None) -> Iterator[ImportedVi
         first_frame: ``frame_id`` of a video's first frame, 0 or 1.  [default: told from the numbers]
 
     Raises:
-        ConfigError: a file is not readable, or lacks these fields.
+        ConfigError: there are no files, or the only one is not readable or lacks these fields.
     """
     files = sorted((path / "annotations").glob("*.json")) if path.is_dir() else [path]
-    contents: dict[_VideoKey, tuple[list[int], list[tuple[int, int, str]], list[list[float]]]] = {}
-    sizes: dict[_VideoKey, set[tuple[int, int]]] = {}
-    strides: dict[_VideoKey, int | None] = {}
-    crowds: Counter[_VideoKey] = Counter()
-    for file in files:
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            names = {item["id"]: str(item["name"]) for item in data["categories"]}
-            videos = _videos_by_id(data["videos"])
-            images = {i["id"]: (videos[i["video_id"]], frame_number(i["frame_id"])) for i in data["images"]}
-            strides |= {videos[item["id"]]: stated_stride(item) for item in data["videos"]}
-            for each in (*data["videos"], *data["images"]):
-                size = parse_count(each.get("width")), parse_count(each.get("height"))
-                if all(size):
-                    sizes.setdefault(videos[each.get("video_id", each["id"])], set()).add(size)
-            for key, frame in images.values():
-                contents.setdefault(key, ([], [], []))[0].append(frame)
-            for item in data["annotations"]:
-                key, frame = images[item["image_id"]]
-                if item.get("iscrowd"):
-                    crowds[key] += 1
-                    continue
-                x, y, width, height = finite(item["bbox"])
-                track = item.get("track_id")
-                contents[key][1].append((frame, -1 if track is None else int(track), names[item["category_id"]]))
-                contents[key][2].append([x, y, x + width, y + height])
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise ConfigError(
-                f"{file} is not a COCO file with tracks: {error!r}.", "Export it with videos, frame_id and track_id."
-            ) from error
     if not files:
         raise ConfigError(f"{path} has no annotations/*.json.", "Give the file or the dataset's folder.")
-    has_zero = any(0 in frames for frames, _, _ in contents.values())
-    for key, (frames, rows, boxes) in sorted(contents.items()):
-        stated = sizes.get(key, set())
-        facts = VideoFacts(next(iter(stated)) if len(stated) == 1 else None, (max(frames) + 1, None))
-        first = 0 if first_frame is None and (has_zero or strides[key] != 0) else first_frame
-        read = partial(_imported_boxes, rows, boxes, frames, strides[key], path, crowds[key], first)
-        yield ImportedVideo(key[0], read, facts)
+    videos: dict[_VideoKey, _Video] = {}
+    for file in files:
+        try:
+            for key, video in _read_file(file).items():
+                videos.setdefault(key, _Video()).add(video)
+        except (OSError, *_MALFORMED) as error:
+            reason = f"{file} is not a COCO file with tracks: {error!r}."
+            damaged = ConfigError(reason, "Export it with videos, frame_id and track_id.")
+            if len(files) == 1:
+                raise damaged from error
+            yield ImportedVideo.unreadable(file.name, damaged)
+    has_zero = any(0 in video.frames for video in videos.values())
+    for key, video in sorted(videos.items()):
+        if video.error:
+            yield ImportedVideo.unreadable(key[0], ConfigError(video.error, "Correct the file."))
+        elif video.frames:
+            first = 0 if first_frame is None and (has_zero or video.stride != 0) else first_frame
+            yield ImportedVideo(key[0], partial(_imported_boxes, video, path, first), video.facts)
 
 
 #: A video's file name, name in the dataset, and id if these are ambiguous.
 _VideoKey = tuple[str, str, str]
+#: Raised by what is not as it should be.
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
+
+
+@dataclass(slots=True)
+class _Video:
+    """Contents of COCO files about one video.
+
+    Attributes:
+        error: why it cannot be read; empty if it can.
+    """
+
+    frames: list[int] = field(default_factory=list)
+    rows: list[tuple[int, int, str]] = field(default_factory=list)
+    boxes: list[list[float]] = field(default_factory=list)
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    stride: int | None = 0
+    crowds: int = 0
+    error: str = ""
+
+    @property
+    def facts(self) -> VideoFacts:
+        size = next(iter(self.sizes)) if len(self.sizes) == 1 else None
+        return VideoFacts(size, (max(self.frames) + 1, None))
+
+    def add(self, other: _Video) -> None:
+        """Add what another file states."""
+        self.frames += other.frames
+        self.rows += other.rows
+        self.boxes += other.boxes
+        self.sizes |= other.sizes
+        self.stride = other.stride
+        self.crowds += other.crowds
+        self.error = self.error or other.error
+
+    def add_size(self, item: Mapping[str, Any]) -> None:
+        width, height = parse_count(item.get("width")), parse_count(item.get("height"))
+        if width and height:
+            self.sizes.add((width, height))
+
+    def add_box(self, item: Mapping[str, Any], frame: int, names: Mapping[Any, str]) -> None:
+        if item.get("iscrowd"):
+            self.crowds += 1
+            return
+        x, y, width, height = finite(item["bbox"])
+        track = item.get("track_id")
+        self.rows.append((frame, -1 if track is None else int(track), names[item["category_id"]]))
+        self.boxes.append([x, y, x + width, y + height])
+
+
+def _read_file(path: Path) -> dict[_VideoKey, _Video]:
+    """Return the videos of a file; a damaged image or annotation makes only its own video unreadable."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    names = {item["id"]: str(item["name"]) for item in data["categories"]}
+    keys = _videos_by_id(data["videos"])
+    videos = {key: _Video() for key in keys.values()}
+    for item in data["videos"]:
+        videos[keys[item["id"]]].stride = stated_stride(item)
+        videos[keys[item["id"]]].add_size(item)
+    images: dict[Any, tuple[_Video, int]] = {}
+    for item in data["images"]:
+        video = videos[keys[item["video_id"]]]
+        images[item["id"]] = video, -1
+        try:
+            video.add_size(item)
+            frame = frame_number(item["frame_id"])
+        except _MALFORMED as error:
+            video.error = f"{path}, image {item['id']}: {error!r}."
+            continue
+        images[item["id"]] = video, frame
+        video.frames.append(frame)
+    for item in data["annotations"]:
+        video, frame = images[item["image_id"]]
+        try:
+            video.add_box(item, frame, names)
+        except _MALFORMED as error:
+            video.error = f"{path}, annotation {item.get('id', '')} of image {item['image_id']}: {error!r}."
+    return videos
 
 
 def _videos_by_id(videos: list[dict[str, Any]]) -> dict[Any, _VideoKey]:
@@ -215,17 +274,9 @@ def _videos_by_id(videos: list[dict[str, Any]]) -> dict[Any, _VideoKey]:
 
 
 def _imported_boxes(
-    rows: list[tuple[int, int, str]],
-    boxes: list[list[float]],
-    frames: list[int],
-    stride: int | None,
-    source: Path,
-    crowds: int,
-    first_frame: int | None,
-    _width: int,
-    _height: int,
-    frame_count: int = MAX_FRAME + 1,
+    video: _Video, source: Path, first_frame: int | None, _width: int, _height: int, frame_count: int = MAX_FRAME + 1
 ) -> ImportedBoxes:
-    read = ImportedBoxes.from_rows(rows, np.array(boxes, np.float64).reshape(-1, 4), frames, stride, source)
-    read = replace(read, left_out=+Counter({**read.left_out, "Crowds (iscrowd), left out": crowds}))
+    xyxy = np.array(video.boxes, np.float64).reshape(-1, 4)
+    read = ImportedBoxes.from_rows(video.rows, xyxy, video.frames, video.stride, source)
+    read = replace(read, left_out=+Counter({**read.left_out, "Crowds (iscrowd), left out": video.crowds}))
     return read.counted_from(first_frame, frame_count)

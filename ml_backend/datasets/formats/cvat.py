@@ -135,13 +135,19 @@ def read_cvat(path: Path) -> Iterator[ImportedVideo]:
     """Yield the videos of a CVAT XML file, or of all XML files of a folder.
 
     Raises:
-        ConfigError: there are no files, or one is not CVAT's XML for video.
+        ConfigError: there are no files, or the only one is not CVAT's XML for video.
     """
     files = [path] if path.is_file() else sorted(path.rglob("*.xml"))
     if not files:
         raise ConfigError(f"{path} has no XML files.", "Export from CVAT as `CVAT for video 1.1`.")
     for file in files:
-        tasks, source = _head(file)
+        try:
+            tasks, source = _head(file)
+        except ConfigError as error:
+            if len(files) == 1:
+                raise
+            yield ImportedVideo.unreadable(file.name, error)
+            continue
         if not tasks:
             yield ImportedVideo(source or file.stem, partial(_read_boxes, file, "", 1))
         for task in tasks:

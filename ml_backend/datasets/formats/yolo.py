@@ -96,6 +96,7 @@ def read_yolo(folder: Path, first_frame: int | None = None) -> Iterator[Imported
     names, stride = _read_head(folder / "data.yaml")
     files: dict[str, list[tuple[int, Path]]] = {}
     wrong: dict[str, Path] = {}
+    padded = False
     for path in (folder / "labels").rglob("*.txt"):
         video, _, digits = path.stem.rpartition("_")
         if video and digits.isdecimal():
@@ -103,6 +104,7 @@ def read_yolo(folder: Path, first_frame: int | None = None) -> Iterator[Imported
                 wrong[video] = path
                 continue
             files.setdefault(video, []).append((int(digits), path))
+            padded |= digits.startswith("0")
     for video, path in wrong.items():
         files.pop(video, None)
         error = ConfigError(f"{path}: that is not a frame number.", "Correct the name.")
@@ -111,9 +113,12 @@ def read_yolo(folder: Path, first_frame: int | None = None) -> Iterator[Imported
         raise ConfigError(f"{folder} has no labels/**/<video>_<frame>.txt.", "Give the folder with data.yaml.")
     if first_frame is None and (stride != 0 or any(min(each)[0] == 0 for each in files.values())):
         first_frame = 0
+    # ultralytics counts from 1, without padding; earlier exports of ours, which have no stride, from 0, padded.
+    assumed = 0 if padded else 1
     for video, label_files in sorted(files.items()):
         facts = VideoFacts(frames=(max(label_files)[0] + 1, None))
-        yield ImportedVideo(video, partial(_read_boxes, sorted(label_files), names, stride, first_frame), facts)
+        read = partial(_read_boxes, sorted(label_files), names, stride, first_frame, assumed)
+        yield ImportedVideo(video, read, facts)
 
 
 def _read_head(path: Path) -> tuple[dict[int, str], int | None]:
@@ -134,6 +139,7 @@ def _read_boxes(
     names: dict[int, str],
     stride: int | None,
     first_frame: int | None,
+    assumed: int,
     width: int,
     height: int,
     frame_count: int = MAX_FRAME + 1,
@@ -161,7 +167,7 @@ def _read_boxes(
     samples = [frame for frame, _ in files]
     xyxy *= [width, height, width, height]
     read = ImportedBoxes.from_rows(rows, xyxy, samples, stride, files[0][1].parent)
-    return read.counted_from(first_frame, frame_count)
+    return read.counted_from(first_frame, frame_count, assumed)
 
 
 def _track_number(fields: Sequence[str]) -> int:
