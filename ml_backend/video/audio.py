@@ -13,7 +13,7 @@ from typing import Any
 import av
 import numpy as np
 
-from ml_backend.video.container import open_video, played
+from ml_backend.video.container import demux, open_video, played
 from ml_backend.video.probe import decode, scan
 
 # Codecs that browsers play in MP4.
@@ -107,7 +107,7 @@ def _copy_packets(
 ) -> Iterator[TimedPacket]:
     shift = round(start / track.time_base)
     last: int | None = None
-    for packet in _follow_joins(container.demux(track), shifts):
+    for packet in _follow_joins(demux(container, track), shifts):
         if packet.size == 0 or packet.pts is None or packet.is_corrupt:
             continue
         packet.pts -= shift

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,22 +125,56 @@ def played(container: Any, streams: Sequence[Any]) -> Any:
     return next((stream for stream in streams if stream.disposition & stream.disposition.default), first)
 
 
+def demux(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the packets of a stream, at the end an empty one that flushes the decoder."""
+    try:
+        yield from container.demux(stream)
+    except IndexError:
+        # PyAV, at the end of a file in which another stream began late: what it yields for the streams that it knows
+        # is through, and it goes on beyond them.
+        return
+
+
 def mp4_layout(path: Path) -> tuple[bool, bool]:
     """Return whether an MP4's index (``moov`` box) is at its end, and whether the file is fragmented."""
-    boxes: list[bytes] = []
+    boxes = list(_mp4_boxes(path))
+    moov = boxes.index(b"moov") if b"moov" in boxes else len(boxes)
+    mdat = boxes.index(b"mdat") if b"mdat" in boxes else len(boxes)
+    return mdat < moov, b"moof" in boxes
+
+
+def _mp4_boxes(path: Path) -> Iterator[bytes]:
+    """Yield the types of the outer boxes of an MP4, up to the first fragment."""
     with path.open("rb") as handle:
         end = handle.seek(0, os.SEEK_END)
         position = 0
-        while position + 8 <= end and len(boxes) < 1000:
+        while position + 8 <= end:
             handle.seek(position)
             header = handle.read(16)
             size, kind = int.from_bytes(header[:4], "big"), header[4:8]
             if size == 1:
                 size = int.from_bytes(header[8:16], "big")
-            boxes.append(kind)
+            yield kind
             if kind == b"moof" or size < 8:  # size 0: the box extends to the end of the file
-                break
+                return
             position += size
-    moov = boxes.index(b"moov") if b"moov" in boxes else len(boxes)
-    mdat = boxes.index(b"mdat") if b"mdat" in boxes else len(boxes)
-    return mdat < moov, b"moof" in boxes
+
+
+def has_second_recording(path: Path, container: str) -> bool:
+    """Return whether another file was appended byte for byte to an MP4 or FLV, of which players read only the first.
+
+    Args:
+        container: FFmpeg's name of the format.
+    """
+    if container.startswith("mov"):
+        return any(count > 1 for kind, count in Counter(_mp4_boxes(path)).items() if kind in (b"ftyp", b"moov"))
+    if container != "flv":
+        return False
+    with path.open("rb") as handle:
+        position = 13  # the header, and the size of no tag before
+        while True:
+            handle.seek(position)
+            tag = handle.read(11)
+            if len(tag) < 11 or tag[0] not in (8, 9, 18):  # audio, video, metadata
+                return tag.startswith(b"FLV")
+            position += len(tag) + int.from_bytes(tag[1:4], "big") + 4

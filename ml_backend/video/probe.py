@@ -28,7 +28,7 @@ import numpy as np
 
 from ml_backend.core.errors import VideoError
 from ml_backend.core.types import Float64Array, IntArray, VideoInfo
-from ml_backend.video.container import check_file, open_video
+from ml_backend.video.container import check_file, demux, open_video
 
 log = logging.getLogger(__name__)
 _DAMAGED = "Copy or upload it again, or re-encode what is left: `ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4`."
@@ -39,6 +39,8 @@ STANDARD_RATES = tuple(
 _SINGLE_FRAME_S = 0.04  # duration of a single frame without a stated one
 # A stream without a frame in this many packets has none.
 _FIRST_FRAME_PACKETS = 250
+# A longer gap between two frames is a damaged timestamp; a constant-rate copy would repeat a frame millions of times.
+_MAX_GAP_S = 24 * 3600
 # MPEG streams may be cut anywhere, and their clock may jump ahead: like FFmpeg, tolerate this many seconds.
 _MPEG_JUMP_S = (-1, 10)
 # Where a recording was cut, FFmpeg takes some of the last packets for damaged, though they are whole.
@@ -176,6 +178,12 @@ def _scan(path: str, _mtime_ns: int, _size: int) -> Scan:
             times = np.arange(count, dtype=np.float64) * last
         if count > 1 and times[-1] <= times[0]:
             raise _no_rate_error(file)
+        gap = float(np.diff(times).max(initial=0.0))
+        if gap > _MAX_GAP_S:
+            raise VideoError(
+                f"{file.name} has damaged timestamps: one frame comes {gap / 3600:.0f} hours after the one before.",
+                "Give its frames new times, e.g. `ffmpeg -i INPUT -vf setpts=N/25/TB -r 25 OUTPUT.mp4`.",
+            )
         variable = _is_variable(times, float(tick))
         interval = float(np.median(np.diff(times))) if count > 1 else 0.0
         if not 0 < last <= 10 * max(interval, 1e-3):
@@ -247,7 +255,7 @@ def decode(
         joins: of the :class:`Scan`, if ``container`` is at its beginning.
     """
     skipped, shift, joins = 0, 0, joins or {}
-    packets = container.demux(stream)
+    packets = demux(container, stream)
     for number in range(max_packets if max_packets is not None else 1 << 62):
         try:
             packet = next(packets, None)
@@ -337,7 +345,7 @@ def _demux_packets(container: Any, stream: Any, tick: Fraction) -> _Packets:
     damaged: list[tuple[int, tuple[Any, int]]] = []
     latest, dts = None, None
     try:
-        for number, packet in enumerate(container.demux(stream)):
+        for number, packet in enumerate(demux(container, stream)):
             if packet.size == 0:
                 continue
             # Other pictures come out of order, but none that was coded before a key frame is shown after it.

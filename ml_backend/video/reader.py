@@ -17,7 +17,7 @@ from av.video.reformatter import Colorspace, VideoReformatter
 from ml_backend.core.errors import VideoError
 from ml_backend.core.memory import usable_cores
 from ml_backend.core.types import Frame, Image, IntArray, VideoInfo
-from ml_backend.video.container import open_video
+from ml_backend.video.container import demux, open_video
 from ml_backend.video.probe import Scan, decode, scan
 
 log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def _find_seek_point(container: Any, stream: Any, facts: Scan, target: int) -> _
         timestamp = max(target_pts - back, first)
         try:
             container.seek(timestamp, stream=stream)
-            for packet in container.demux(stream):
+            for packet in demux(container, stream):
                 if packet.pts is not None and packet.is_keyframe and not packet.is_corrupt:
                     if packet.pts <= target_pts:
                         return timestamp, int(np.searchsorted(facts.pts, packet.pts))

@@ -25,7 +25,7 @@ from ml_backend.core.errors import VideoError
 from ml_backend.core.files import file_sha256, storage_error
 from ml_backend.core.types import Image, Progress, VideoInfo
 from ml_backend.video.audio import AudioTrack, add_audio
-from ml_backend.video.container import mp4_layout, open_video
+from ml_backend.video.container import demux, has_second_recording, mp4_layout, open_video
 from ml_backend.video.probe import STANDARD_RATES, Scan, scan
 from ml_backend.video.reader import read_frames
 from ml_backend.video.writer import VideoWriter
@@ -60,10 +60,16 @@ def plan_transcode(path: str | os.PathLike[str]) -> TranscodePlan:
     """Decide what :func:`transcode` does with a file.
 
     Raises:
-        VideoError: as :func:`~ml_backend.video.probe.probe`.
+        VideoError: as :func:`~ml_backend.video.probe.probe`, or a second recording follows that nothing can read.
     """
     facts = scan(path)
     info = facts.info
+    if has_second_recording(Path(path), facts.container):
+        raise VideoError(
+            f"{Path(path).name} is several recordings, joined byte for byte: of such a file only the first is read.",
+            "Join them with a program that rewrites the container, e.g. `ffmpeg -f concat -i LIST -c copy OUTPUT.mp4`; "
+            "to import the first alone, `ffmpeg -i INPUT -c copy OUTPUT.mp4`.",
+        )
     if info.codec not in _PLAYABLE:
         return TranscodePlan("encode", f"browsers do not play {info.codec}")
     if info.pix_fmt not in _PLAYABLE[info.codec]:
@@ -265,7 +271,7 @@ def _video_packets(
 def _with_dts(container: Any, stream: Any) -> Iterator[Any]:
     """Yield packets with PTS and DTS. Matroska stores no DTS; FFmpeg derives all but the first few."""
     without_dts: list[Any] = []
-    for packet in container.demux(stream):
+    for packet in demux(container, stream):
         if packet.size == 0 or packet.is_corrupt:
             continue
         if packet.pts is None:

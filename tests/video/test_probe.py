@@ -197,6 +197,7 @@ def make_same_times(path: Path) -> Path:
         (_audio, "only audio"),
         (_cover, "only audio"),
         (_same_times, "no frame rate"),
+        (lambda folder: make_video(folder / "gap.mkv", frames=5, pts=[0, 1, 2, 3, 3_240_000]), "30 hours after"),
     ],
 )  # fmt: skip
 def test_refusals_name_cause_and_cure(tmp_path: Path, make: Any, cause: str) -> None:

@@ -20,6 +20,7 @@ from av.video.reformatter import VideoReformatter
 from ml_backend.core.errors import VideoError
 from ml_backend.core.types import Frame
 from ml_backend.video import reader
+from ml_backend.video.container import demux
 from ml_backend.video.probe import frame_times, probe
 from ml_backend.video.reader import read_at, read_frames
 from tests.builders import ROOT
@@ -110,6 +111,26 @@ def test_joined_recordings_follow_each_other(
         wanted[n] for n in (3, 31, 49)
     ]
     assert not caplog.records, "such a file is not damaged"
+
+
+class LateStream:
+    """A container as PyAV leaves it at the end of a file in which another stream has begun late."""
+
+    def demux(self, stream: str) -> Iterator[str]:
+        yield from (f"{stream} 1", f"{stream} 2", "flush")
+        raise IndexError("list index out of range")
+
+
+def test_a_stream_that_begins_late_is_no_error() -> None:
+    assert list(demux(LateStream(), "video")) == ["video 1", "video 2", "flush"]
+
+
+@pytest.mark.parametrize("name", ["late.ts", "late.mpg"])
+def test_sound_that_only_the_second_recording_has(tmp_path: Path, name: str) -> None:
+    made: dict[str, Any] = MPEG2 if name.endswith("mpg") else {}
+    silent = make_video(tmp_path / f"silent-{name}", **made)
+    loud = make_video(tmp_path / f"loud-{name}", audio_s=1.0, audio_codec="mp2", **made)
+    assert numbers(join(tmp_path / name, silent, loud)) == list(enumerate([*range(30)] * 2))
 
 
 def test_clock_that_starts_far_below_is_no_gap(tmp_path: Path) -> None:

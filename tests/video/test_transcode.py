@@ -206,6 +206,14 @@ def test_joined_recordings_are_never_kept(tmp_path: Path) -> None:
     assert "begin again" in plan_transcode(join(tmp_path / "joined.webm", part, part)).reason
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "flv"])
+def test_recordings_that_nothing_reads_beyond_the_first_are_refused(tmp_path: Path, suffix: str) -> None:
+    part = make_video(tmp_path / f"part.{suffix}", audio_s=0.5)
+    assert plan_transcode(part).action in ("keep", "remux")
+    with pytest.raises(VideoError, match=r"(?s)several recordings.*ffmpeg"):
+        plan_transcode(join(tmp_path / f"joined.{suffix}", part, part))
+
+
 def test_variable_rate_with_frames_at_one_time(tmp_path: Path) -> None:
     source = tmp_path / "twice.mkv"
     with av.open(str(make_video(tmp_path / "clip.mp4", options={"bf": "0"}))) as inp, av.open(str(source), "w") as out:
