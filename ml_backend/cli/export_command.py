@@ -45,8 +45,8 @@ def reader_options(function: Callable[..., Any], predictions: Predictions = "non
         click.option("--project", type=int, help="Id of a project: the number in its address."),
         click.option(
             "--from-json",
-            type=_FILE,
-            help="Label Studio's JSON or JSON-MIN export, an annotation of its target storage, or a prediction.",
+            type=click.Path(path_type=Path),
+            help="Label Studio's JSON or JSON-MIN export, its target storage (a file, or the folder), or a prediction.",
         ),
         click.option(
             "--videos",

@@ -51,7 +51,8 @@ class SkippedTask:
     retryable: bool = False
 
     def __str__(self) -> str:
-        return f"task {self.task_id}, {self.name}: {self.reason}"
+        task = f"task {self.task_id}, " if self.task_id else ""  # files have none
+        return f"{task}{self.name}: {self.reason}"
 
 
 class AnnotationReader:
@@ -102,7 +103,7 @@ class AnnotationReader:
         settings: Settings | None = None,
         **options: Any,
     ) -> AnnotationReader:
-        """Read Label Studio's JSON or JSON_MIN export, or another file of :func:`~.task_files.read_tasks`.
+        """Read Label Studio's JSON or JSON_MIN export, or what else :func:`~.task_files.read_tasks` reads.
 
         Args:
             videos: folder with the videos, or a single one; by default the export's own folder and the folders of
@@ -113,7 +114,7 @@ class AnnotationReader:
         Raises:
             ConfigError, MediaError: file or folder cannot be read.
         """
-        folder = VideoFolder.of(videos, video_map, beside=path)
+        folder = VideoFolder.of(videos, video_map, beside=path / "annotation" if path.is_dir() else path)
         if is_prediction_file(path):
             options["predictions"] = "only"
         store = MediaStore(settings, _NoServer()) if settings else None
@@ -126,7 +127,11 @@ class AnnotationReader:
                 raise MediaError(f"{name} is not in {folder.folder.absolute()}.", FIND_HINT)
             yield local_path
 
-        return cls(lambda: read_tasks(path), open_media, config, folder=folder, **options)
+        def skip(file: Path, error: ConfigError) -> None:
+            reader._record_skipped(SkippedTask(0, file.name, str(error)))
+
+        reader = cls(lambda: read_tasks(path, skip), open_media, config, folder=folder, **options)
+        return reader
 
     @classmethod
     def from_project(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ml_backend.core.errors import ConfigError
+from ml_backend.core.files import files_below
 
 RawTask = dict[str, Any]
 
@@ -25,32 +26,50 @@ _RECTANGLE_FIELDS = frozenset({"framesCount", "duration", "sequence", "labels"})
 _HINT = "Export the project from Label Studio as JSON, or write predictions with scripts/predict_video.py."
 
 
-def read_tasks(path: Path) -> Iterator[RawTask]:
-    """Yield the tasks of a file, decoding one at a time.
+def read_tasks(path: Path, skip: Callable[[Path, ConfigError], None] | None = None) -> Iterator[RawTask]:
+    """Yield the tasks of a file, decoding one at a time, or of a target storage.
 
     Args:
         path: Label Studio's JSON or JSON_MIN export (a list of tasks), a single task, one or a list of the annotations
-            that its target storage writes, or a prediction as ``scripts/predict_video.py`` writes it. The task of such
-            a prediction has the id 0 and no data.
+            that its target storage writes, a folder of these, or a prediction as ``scripts/predict_video.py`` writes
+            it. The task of such a prediction has the id 0 and no data.
+        skip: called with each file of a folder that is no annotation; by default the error is raised.
 
     Raises:
-        ConfigError: the file is not readable, not JSON, or none of these.
+        ConfigError: the file is not readable, not JSON, or none of these; the folder has no such files.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8: {error.reason}.", _HINT) from error
-    for (shape, _), rows in groupby(_items(text, path), key=_group):
+    if path.is_dir():
+        yield from _from_annotations(_stored_annotations(path, skip))
+        return
+    for (shape, _), rows in groupby(_items(path), key=_group):
         if shape == "annotation":
             yield from _from_annotations(rows)
         else:
             yield from _to_tasks(rows, path)
 
 
+def _stored_annotations(folder: Path, skip: Callable[[Path, ConfigError], None] | None) -> Iterator[Mapping[str, Any]]:
+    """Yield the annotations of a target storage, whose files are called by numbers, with or without ``.json``."""
+    files = [file for file in files_below(folder) if file.suffix in ("", ".json")]
+    if not files:
+        raise ConfigError(f"{folder} has no annotations of a target storage.", _HINT)
+    for file in files:
+        try:
+            items = list(_items(file))
+            if any(_group(item)[0] != "annotation" for item in items):
+                raise ConfigError(f"{file} is no annotation of a target storage.", "Remove it from the folder.")
+        except ConfigError as error:
+            if skip is None:
+                raise
+            skip(file, error)
+            continue
+        yield from items
+
+
 def is_prediction_file(path: Path) -> bool:
     """Return whether a file holds a single prediction, which names no video."""
+    if path.is_dir():
+        return False
     try:
         task = next(iter(read_tasks(path)), None)
     except ConfigError:
@@ -154,8 +173,14 @@ def _mappings(items: Any) -> list[dict[str, Any]]:
     return [dict(item) for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
 
 
-def _items(text: str, path: Path) -> Iterator[Any]:
-    """Yield the elements of the outer list, or the only object, decoding one at a time."""
+def _items(path: Path) -> Iterator[Any]:
+    """Yield the elements of a file's outer list, or the only object, decoding one at a time."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error.reason}.", _HINT) from error
     decoder, position = json.JSONDecoder(), len(text) - len(text.lstrip())
     is_list = text.startswith("[", position)
     position += is_list

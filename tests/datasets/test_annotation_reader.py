@@ -258,6 +258,15 @@ def test_annotations_of_a_target_storage(folder: Path) -> None:
         path.write_text(json.dumps(annotation))
         found = list(AnnotationReader.from_file(path, videos=folder).videos())
         assert [video.task_id for video in found] == [1] * count
+    storage = folder.parent / "storage"
+    storage.mkdir()
+    for number, annotation in enumerate(files):
+        (storage / f"{number}{'.json' if number % 2 else ''}").write_text(json.dumps(annotation))
+    for name, text in (("5", '{"id":'), ("6.json", json.dumps(tasks[0])), (".7", "hidden"), ("8.txt", "no annotation")):
+        (storage / name).write_text(text)
+    reader = AnnotationReader.from_file(storage, videos=folder)
+    assert [(video.task_id, len(video.objects)) for video in reader.videos()] == [(1, 1), (2, 1)]
+    assert [str(item).split(":")[0] for item in reader.skipped] == ["5", "6.json"]
     path.write_text(json.dumps(latest | {"task": 8}))  # as the API gives it
     video = only_video(AnnotationReader.from_file(path, videos=folder / "clip.mp4"))
     assert (video.task_id, video.name, [item.source for item in video.objects]) == (8, "clip.mp4", ["manual"])
@@ -297,6 +306,11 @@ def test_files_that_are_something_else(tmp_path: Path, text: str) -> None:
     path.write_bytes(b"\xff\xfe[")
     with pytest.raises(ConfigError, match="UTF-8"):
         list(read_tasks(path))
+    with pytest.raises(ConfigError, match="UTF-8"):
+        list(read_tasks(tmp_path))
+    path.rename(tmp_path / ".hidden")
+    with pytest.raises(ConfigError, match="no annotations of a target storage"):
+        list(read_tasks(tmp_path))
     with pytest.raises(ConfigError, match="cannot be read"):
         list(read_tasks(tmp_path / "absent.json"))
     path.write_text("[]")

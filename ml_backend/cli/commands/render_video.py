@@ -31,7 +31,11 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.command(context_settings={"show_default": True})
 @click.argument("video", type=click.Path(path_type=Path))
 @click.option("--out", type=FILE, required=True, help="MP4 to write.")
-@click.option("--from-json", type=FILE, help="Export of Label Studio (JSON or JSON_MIN).")
+@click.option(
+    "--from-json",
+    type=click.Path(path_type=Path),
+    help="Export of Label Studio (JSON or JSON_MIN), or the folder of its target storage.",
+)
 @click.option("--task", type=int, help="Id of a task in the export.  [default: the one whose video has this name]")
 @click.option(
     "--show", metavar="WHAT", help="What to draw from the export: annotations, predictions, or a model version."
