@@ -6,6 +6,7 @@ Backend, Redis and worker are real; projects and tasks are those of a server tha
 from __future__ import annotations
 
 import io
+import json
 import re
 import signal
 import threading
@@ -26,13 +27,14 @@ from ml_backend.jobs.worker import make_worker
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar
 from ml_backend.server.api import handlers
 from ml_backend.server.dashboard.notices import DAY_S, job_notices
-from tests.builders import Outside, environment
-from tests.server.control import Room, answer_as_label_studio
+from tests.builders import Outside, environment, make_clip
+from tests.server.control import CONFIG, Room, answer_as_label_studio, promoted
 from tests.server.test_dashboard_browser import faults
 
 BROWSER = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
 HTMX = {"HX-Request": "true"}
 STEPS = ("label", "learn", "auto", "review")
+VIDEO = "/data/upload/7/film.mp4"
 #: Long, as people name them.
 TITLES = {8: "Crossings of the northern ring road, summer, recorded from the bridge", 7: "Street"}
 
@@ -116,6 +118,20 @@ def test_a_job_is_told_from_start_to_end(here: Room, work: Callable[[], None]) -
     (form,) = re.findall(r'name="key" value="(\w+)"><input type="hidden" name="at" value="(\d+)"', text(here))
     here.client.post("/ui/dismiss?project=7", data={"key": form[0], "at": form[1]}, headers=HTMX)
     assert messages(here) == []
+
+
+def test_a_finished_video_is_told_with_links(
+    here: Room, beside: Outside, work: Callable[[], None], tmp_path: Path
+) -> None:
+    answer_as_label_studio(beside, {7: "Street"}, tasks=1)
+    beside.answer("/api/tasks/1/", 200, json.dumps({"id": 1, "project": 7, "data": {"video": VIDEO}}).encode())
+    beside.answer("/api/projects/7/", 200, json.dumps({"id": 7, "title": "Street", "label_config": CONFIG}).encode())
+    beside.answer(VIDEO, 200, make_clip(tmp_path / "film.mp4").read_bytes())
+    press(here, "render", task="1", source="base")
+    work()
+    (told,) = messages(here)
+    assert told.startswith("Rendering finished. Task 1 project-7-task-1-base-")
+    assert told.endswith(".mp4 Watch Download")
 
 
 def test_what_another_browser_requests_is_not_told(here: Room, work: Callable[[], None]) -> None:
@@ -303,18 +319,22 @@ def test_an_empty_project_has_nothing_to_complain_of(page: Any, step: str) -> No
 
 
 @pytest.mark.browser
-def test_in_a_narrow_window_nothing_is_cut(page: Any, beside: Outside) -> None:
+def test_in_a_narrow_window_nothing_is_cut(page: Any, here: Room, beside: Outside, tmp_path: Path) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
-    answer_as_label_studio(beside, TITLES, tasks=12, name="crossing.mp4")
+    answer_as_label_studio(beside, TITLES, tasks=12, name="d60efae8-crossing.mp4")
+    here.services.queue.request_prepare(7, 1)
+    promoted(here.services, tmp_path, b"PK")
     page.goto("/?project=7")
     for link in page.locator("#part-projects").get_by_role("link", name="Label").all():
         box = link.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    for step, part in (("label", "projects"), ("auto", "tasks")):
+    tables = (("label", "projects"), ("learn", "versions"), ("auto", "tasks"), ("review", "renders"))
+    for step, part in tables:
         page.goto(f"/?project=7&step={step}")
         scroll = page.locator(f"#part-{part} .scroll")
+        scroll.wait_for()
         assert scroll.evaluate("item => item.scrollWidth <= item.clientWidth"), "nothing is out of sight"
 
 
