@@ -143,7 +143,7 @@ def _count(video: AnnotatedVideo, label: str | None = None) -> AnnotationCounts:
 
 def as_table(statistics: AnnotationStatistics) -> Table:
     """Format statistics as a table for the terminal."""
-    table = Table(title=f"{statistics.videos} videos, {statistics.video_seconds:.1f} s")
+    table = Table(title=f"{statistics.videos} video{'s' * (statistics.videos != 1)}, {statistics.video_seconds:.1f} s")
     table.add_column("")
     table.add_column("", overflow="fold")
     for heading in ("tracks", "by hand", "boxes", "share", "frames", "seconds", "videos", "size in px"):

@@ -91,6 +91,7 @@ def test_connecting_by_a_click(motion_stack: Stack, project: int, tmp_path: Path
         row = page.locator("#part-projects tr.chosen")
         row.get_by_text("not connected").wait_for()
         page.locator("#connect").click()
+        page.locator("#notice").get_by_text("The project is connected.").wait_for(timeout=120_000)
         page.locator("#connect").wait_for(state="detached", timeout=120_000)
         row.get_by_text("2 / 2").wait_for(timeout=120_000)
         assert row.get_by_text("not connected").count() == 0

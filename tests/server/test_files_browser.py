@@ -64,7 +64,7 @@ def test_compared_videos_play_pause_and_seek_together(page: Any) -> None:
         tell(page, number, "play()")
         wait(page, f"!a.paused && !b.paused && Math.min(a.currentTime, b.currentTime) > {first + 0.3}")
         tell(page, 1 - number, "pause()")
-        wait(page, "a.paused && b.paused")
+        wait(page, "a.paused && b.paused && Math.abs(a.currentTime - b.currentTime) < 0.05")
     tell(page, 0, "currentTime = 9.5")
     tell(page, 0, "play()")
     wait(page, "b.ended && !a.paused && a.currentTime > 10.2")  # the longer one goes on

@@ -63,7 +63,8 @@ def main(paths: tuple[Path, ...], project: int, local_files: bool, connect: bool
                 console.print(f"[{colour}]{outcome.status:>8}[/] {escape(str(outcome.path))}: {escape(outcome.detail)}")
     except BackendError:
         left = len(videos) - count.total()
-        console.print(f"Stopped; {left} files are left. Run the same command again to continue.")
+        files = "1 file is" if left == 1 else f"{left} files are"
+        console.print(f"Stopped; {files} left. Run the same command again to continue.")
         raise
     finally:
         if failed:

@@ -41,10 +41,10 @@ function follow({ type, target: video }) {
   const time = video.currentTime;
   if (type === "seeking" && Math.abs(time - sent.get(video)) < 0.01) return;
   for (const other of video.closest(".players.two")?.querySelectorAll("video") ?? []) {
-    if (other === video || (type === "play" && !other.paused)) continue;
+    if (other === video || (type !== "seeking" && other.paused === (type === "pause"))) continue;
     if (type === "pause") {
-      if (!video.ended) other.pause(); // a longer one goes on
-      continue;
+      if (video.ended) continue; // a longer one goes on
+      other.pause(); // and stands at the same frame: on a busy machine one may be ahead
     }
     if (Math.abs(other.currentTime - time) > 0.01) {
       sent.set(other, Math.min(time, other.duration));
