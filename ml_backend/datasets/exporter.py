@@ -134,7 +134,7 @@ def export_dataset(
     if not plan:
         raise ConfigError(
             "Nothing has been annotated." if not reader.skipped else "No task has a video.",
-            "Annotate something, or use predictions (--predictions missing).",
+            "Annotate something, or include predictions (`missing`: of tasks without annotations).",
         )
     classes = tuple(dict.fromkeys(options.classes)) or labels
     dataset = format_class(out, classes, options.image_format, options.sampling)

@@ -134,6 +134,14 @@ def test_a_finished_video_is_told_with_links(
     assert told.endswith(".mp4 Watch Download")
 
 
+def test_an_export_of_nothing_says_so(here: Room, work: Callable[[], None]) -> None:
+    press(here, "export", format="annotations", predictions="none")
+    work()
+    (told,) = messages(here)
+    assert told.startswith("Export finished.")
+    assert "Nothing has been annotated" in told
+
+
 def test_what_another_browser_requests_is_not_told(here: Room, work: Callable[[], None]) -> None:
     here.services.api_queue.init_models(7)
     assert messages(here) == []
