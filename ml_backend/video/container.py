@@ -27,6 +27,8 @@ MAX_PIXELS = 67_000_000
 # it must not grow beyond 4K, or what the file states: a file of 0.4 MB took 1.6 GB.
 GROWN_PIXELS = 10_000_000
 _BLOCK = 128
+# Two for each fragment of a recording.
+_MAX_BOXES = 100_000
 _REENCODE = "Re-encode it, e.g. `ffmpeg -i INPUT -c:v libx264 -pix_fmt yuv420p -r 30 OUTPUT.mp4`."
 _ANOTHER = "Provide a video file, e.g. MP4 with H.264."
 
@@ -144,18 +146,20 @@ def mp4_layout(path: Path) -> tuple[bool, bool]:
 
 
 def _mp4_boxes(path: Path) -> Iterator[bytes]:
-    """Yield the types of the outer boxes of an MP4, up to the first fragment."""
+    """Yield the types of the outer boxes of an MP4."""
     with path.open("rb") as handle:
         end = handle.seek(0, os.SEEK_END)
         position = 0
-        while position + 8 <= end:
+        for _ in range(_MAX_BOXES):
+            if position + 8 > end:
+                return
             handle.seek(position)
             header = handle.read(16)
             size, kind = int.from_bytes(header[:4], "big"), header[4:8]
             if size == 1:
                 size = int.from_bytes(header[8:16], "big")
             yield kind
-            if kind == b"moof" or size < 8:  # size 0: the box extends to the end of the file
+            if size < 8:  # 0: the box extends to the end of the file
                 return
             position += size
 

@@ -206,9 +206,20 @@ def test_joined_recordings_are_never_kept(tmp_path: Path) -> None:
     assert "begin again" in plan_transcode(join(tmp_path / "joined.webm", part, part)).reason
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mov", "flv"])
-def test_recordings_that_nothing_reads_beyond_the_first_are_refused(tmp_path: Path, suffix: str) -> None:
-    part = make_video(tmp_path / f"part.{suffix}", audio_s=0.5)
+@pytest.mark.parametrize(
+    ("suffix", "made"),
+    [
+        ("mp4", {}),
+        ("mp4", {"container_options": FRONT}),
+        ("mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}}),
+        ("mov", {}),
+        ("flv", {}),
+    ],
+)
+def test_recordings_that_nothing_reads_beyond_the_first_are_refused(
+    tmp_path: Path, suffix: str, made: dict[str, Any]
+) -> None:
+    part = make_video(tmp_path / f"part.{suffix}", audio_s=0.5, **made)
     assert plan_transcode(part).action in ("keep", "remux")
     with pytest.raises(VideoError, match=r"(?s)several recordings.*ffmpeg"):
         plan_transcode(join(tmp_path / f"joined.{suffix}", part, part))
