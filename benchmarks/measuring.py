@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import resource
 import subprocess
@@ -12,14 +11,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
-import av
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +38,8 @@ TIMEOUT_S = 3000.0
 
 def repeat_video(source: Path, target: Path, times: int) -> None:
     """Concatenate a clip with itself by copying packets, without re-encoding."""
+    import av
+
     with av.open(str(target), "w") as output:
         stream = None
         offset = 0
@@ -82,6 +80,8 @@ def cpu_seconds() -> float:
 @contextmanager
 def temporary_data_dir() -> Iterator[Path]:
     """Create a temporary folder, with DATA_DIR inside it for this process and its children."""
+    from unittest.mock import patch
+
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as name,
         patch.dict(os.environ, DATA_DIR=str(Path(name) / "data")),
@@ -100,6 +100,9 @@ def make_engine(video: Path, weights: Path, **changes: Any) -> str:
     """Return the detector's engine; export it in a subprocess if missing, since that takes time and memory."""
     if settings_for(weights, **changes).engine == "torch":
         return "torch"
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as process:
         return process.submit(_make_engine, video, weights, changes).result()

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 
 from ml_backend.core.errors import BackendError
 from ml_backend.core.settings import LogLevel, describe_invalid_settings
@@ -47,8 +45,7 @@ def fail_clearly(function: Function, exit_code: int = 1) -> Function:
 @contextmanager
 def progress_bar(title: str, every_s: float = 5.0) -> Iterator[Callable[[int, int], None]]:
     """Show progress on stderr: a bar on a terminal, else a line every few seconds. Yields ``update(done, total)``."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         last = time.monotonic()
 
         def print_line(done: int, total: int) -> None:
@@ -59,6 +56,9 @@ def progress_bar(title: str, every_s: float = 5.0) -> Iterator[Callable[[int, in
 
         yield print_line
         return
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

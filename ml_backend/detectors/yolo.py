@@ -102,9 +102,12 @@ class YoloDetector(OutOfMemoryFallback):
         return fitted if fitted < (width, height) else (width, height)
 
     def warm_up(self, width: int, height: int) -> None:
-        """Run the network once with each batch size for videos of this size: first calls compile kernels."""
+        """On a GPU, run the network once with each batch size for videos of this size: first calls compile kernels.
+
+        On a CPU the first call compiles the network while a video's first frames are decoded.
+        """
         size = self.working_size(width, height)
-        if size not in self._warm:
+        if size not in self._warm and self._device != "cpu":
             limit = min(self.batch, self._engine.max_batch) if device_type(self._device) == "cuda" else 1
             for count in sorted({min(padded_batch_size(n), limit) for n in range(1, limit + 1)}):
                 self.detect([np.zeros((size[1], size[0], 3), np.uint8)] * count)

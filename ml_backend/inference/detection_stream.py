@@ -102,7 +102,11 @@ def _intervals(frames: Iterable[Frame], stride: int) -> Iterator[_FrameInterval]
 
 
 def _groups(intervals: Iterator[_FrameInterval], size: int) -> Iterator[list[_FrameInterval]]:
-    return iter(lambda: list(islice(intervals, size)), [])
+    """Group intervals by 1, 2, 4, ... and then ``size``: small groups first, for early results."""
+    count = 1
+    while group := list(islice(intervals, count)):
+        yield group
+        count = min(2 * count, size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import lap
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from ml_backend.core.boxes import iou_matrix
 from ml_backend.core.types import Detections, FloatArray, IntArray
@@ -33,7 +33,9 @@ def match_detections(a: Detections, b: Detections) -> MatchedDetections | None:
     """
     iou = iou_matrix(a.xyxy, b.xyxy)
     iou[a.class_id[:, None] != b.class_id[None]] = 0
-    first, second = linear_sum_assignment(-iou)
+    _, columns, _ = lap.lapjv(1 - iou, extend_cost=True)  # SciPy's equal takes a quarter of a second to import
+    first = np.flatnonzero(columns >= 0)
+    second = columns[first]
     good = iou[first, second] >= MIN_IOU
     first, second = first[good], second[good]
     if _has_confident_unmatched(a.conf, first) or _has_confident_unmatched(b.conf, second):

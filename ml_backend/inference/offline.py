@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.files import atomic_text_writer, file_sha256
 from ml_backend.core.settings import Settings
@@ -14,17 +14,17 @@ from ml_backend.core.types import Progress, Track
 from ml_backend.detectors.engines.calibration import CalibrationSource
 from ml_backend.detectors.engines.exports import choose_engine
 from ml_backend.detectors.weights import resolve_detector
-from ml_backend.embeddings.loading import use_embedder
 from ml_backend.inference.pipeline import predict_video
 from ml_backend.label_studio.label_config import prompts_digest, read_label_config
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.timeline import video_timeline
-from ml_backend.labeling.few_shot.bank_file import check_dimension, read_bank
-from ml_backend.labeling.few_shot.pattern_bank import PatternBank
-from ml_backend.labeling.few_shot.pattern_store import ExemplarOrigin
 from ml_backend.labeling.model_version import model_version
 from ml_backend.labeling.modes import classifier_models, mode_part, require_embedder
-from ml_backend.labeling.track_classifier import TrackClassifier
+
+if TYPE_CHECKING:
+    from ml_backend.labeling.few_shot.pattern_bank import PatternBank
+    from ml_backend.labeling.few_shot.pattern_store import ExemplarOrigin
+    from ml_backend.labeling.track_classifier import TrackClassifier
 
 
 def predict_file(
@@ -123,6 +123,10 @@ def _classifier(
     origins: dict[int, ExemplarOrigin] = {}
     digests: dict[str, str | None] = {}
     if patterns is not None:
+        from ml_backend.embeddings.loading import use_embedder
+        from ml_backend.labeling.few_shot.bank_file import check_dimension, read_bank
+        from ml_backend.labeling.few_shot.pattern_bank import PatternBank
+
         model_id = require_embedder(models).model_id
         file = read_bank(patterns, model_id)
         with use_embedder(require_embedder(models), settings) as model:
@@ -133,5 +137,9 @@ def _classifier(
     notes = models.notes
     if bank is None and models.embedder and not models.clip:
         notes = ("Labels are the detector's, as no pattern bank is given (--patterns).",)
-    classifier = TrackClassifier(settings, models, bank, origins) if bank or models.clip else None
+    classifier: TrackClassifier | None = None
+    if bank or models.clip:
+        from ml_backend.labeling.track_classifier import TrackClassifier  # SciPy takes half a second to import
+
+        classifier = TrackClassifier(settings, models, bank, origins)
     return classifier, mode_part(models, digests, prompts), notes

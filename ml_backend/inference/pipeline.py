@@ -44,7 +44,8 @@ class VideoResult:
         info: of the video.
         detector: the detector that was used.
         frames: number of decoded frames.
-        seconds: wall time from decoding the first frame to the last region, without loading models.
+        seconds: wall time from decoding the first frame to the last region, without loading models; the first video of
+            a size includes compiling the network.
         labelled: regions, labelled tracks and tracks without a label.
     """
 
@@ -87,7 +88,7 @@ def detect_tracks(
     Args:
         path: local video file.
         frame_rate: of Label Studio's timeline, which may differ from the file's.
-        progress: called with (frames done, total frames) after each batch.
+        progress: called with (frames done, total frames) after the first frame and after each batch.
         should_stop: polled after each batch.
         on_track: called with each finished track, with its boxes on every frame.
         chunk_runner: yields the frame features of a long video's chunks; without it the video is one stream.
@@ -121,7 +122,7 @@ def detect_tracks(
         with closing(prefetch(stream, 2 * settings.batch * stride)) as frames:
             for features in frames:
                 builder.push(features)
-                if builder.frames % settings.batch == 0 or features.index == info.frames - 1:
+                if (builder.frames - 1) % settings.batch == 0 or features.index == info.frames - 1:
                     if progress:
                         progress(builder.frames, info.frames)
                     if should_stop and should_stop():

@@ -12,10 +12,10 @@ from ml_backend.core.types import UNLABELLED
 from ml_backend.embeddings.crop_embeddings import CropEmbeddingStore, OpenVideo
 from ml_backend.label_studio.label_config import LabelMapper, VideoControl
 from ml_backend.label_studio.regions import make_region
-from ml_backend.labeling.few_shot.pattern_bank import PatternMatch
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 
 if TYPE_CHECKING:
+    from ml_backend.labeling.few_shot.pattern_bank import PatternMatch
     from ml_backend.labeling.track_classifier import TrackClassifier
 
 log = logging.getLogger(__name__)

@@ -55,6 +55,16 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert machine_memory() == memory.MemoryUsage(MB, MB)
 
 
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 3), ("150000 100000", 2), ("900000 100000", 3)])
+def test_cores_that_an_affinity_and_a_container_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
+) -> None:
+    monkeypatch.setattr(memory, "CONTAINER_CPU", tmp_path / "cpu.max")
+    monkeypatch.setattr(memory.os, "sched_getaffinity", lambda pid: {0, 1, 5}, raising=False)
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert memory.usable_cores() == cores
+
+
 def test_readings_do_not_load_torch() -> None:
     code = (
         "import sys; from ml_backend.core.memory import *; from ml_backend.core.model_cache import ModelCache;"

@@ -6,6 +6,8 @@ import errno
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,13 +34,13 @@ from ml_backend.detectors.engines.exports import (
     find_export,
 )
 from ml_backend.detectors.engines.make import EngineParity, engine_parity
-from ml_backend.detectors.engines.openvino_engine import MAX_SIZES, MODEL_FILE, OpenvinoEngine
+from ml_backend.detectors.engines.openvino_engine import COMPILED, MAX_SIZES, MODEL_FILE, OpenvinoEngine
 from ml_backend.detectors.engines.torch_engine import padded_batch_size
 from ml_backend.detectors.loading import yolo_detector
 from ml_backend.detectors.motion import MotionDetector
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.detectors.yolo import YoloDetector
-from tests.builders import make_tiny_yolo, run_with_bare_home
+from tests.builders import ROOT, make_tiny_yolo, run_with_bare_home
 
 pytestmark = pytest.mark.slow
 
@@ -368,6 +370,61 @@ def test_a_jobs_time_out_is_no_fault_of_the_engine(
     with pytest.raises(JobTimeoutException):
         detector.detect(pictures(1))
     assert detector.engine == {"name": "openvino", "precision": "fp32", "note": ""}
+
+
+def compiled_files(export: EngineExport) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in (export.folder / COMPILED).glob("*.blob")}
+
+
+def test_a_network_is_compiled_once_for_all_processes(tiny: Path, prepared: Settings) -> None:
+    export, images = made(tiny, prepared), pictures(2)
+    expected = YoloDetector(tiny, prepared, export).detect(images)
+    compiled = compiled_files(export)
+    assert len(compiled) == 1
+    assert find_export(export.folder) == export
+    again = YoloDetector(tiny, prepared, export).detect(images)
+    assert compiled_files(export) == compiled  # read, not written again
+    (file,) = (export.folder / COMPILED).glob("*.blob")
+    os.truncate(file, file.stat().st_size // 2)  # as a killed process leaves it
+    anew = YoloDetector(tiny, prepared, export).detect(images)
+    for found in (again, anew):
+        assert all(np.array_equal(a.xyxy, b.xyxy) for a, b in zip(found, expected, strict=True))
+
+
+def test_compiled_networks_of_many_sizes_are_removed(tiny: Path, prepared: Settings) -> None:
+    export = made(tiny, prepared)
+    detector = YoloDetector(tiny, prepared, export)
+    for width in range(320, 320 + 64 * (MAX_SIZES + 2), 64):
+        detector.detect([np.zeros((width // 2, width, 3), np.uint8), np.zeros((320, width // 4, 3), np.uint8)])
+    assert len(compiled_files(export)) == MAX_SIZES
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(tiny: Path, prepared: Settings) -> None:
+    export = made(tiny, prepared)
+    (export.folder / COMPILED).write_text("not a folder")
+    detector = YoloDetector(tiny, prepared, export)
+    detector.detect(pictures(1))
+    assert detector.engine == {"name": "openvino", "precision": "fp32", "note": ""}
+
+
+def test_first_calls_of_several_threads(tiny: Path, prepared: Settings) -> None:
+    """In processes of their own: OpenVINO's bindings deadlock where threads pass their first arrays at once."""
+    export = made(tiny, prepared)
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from ml_backend.detectors.engines.exports import find_export\n"
+        "from ml_backend.detectors.engines.openvino_engine import OpenvinoEngine\n"
+        f"engine = OpenvinoEngine(find_export(Path({str(export.folder)!r})), 2)\n"
+        "with ThreadPoolExecutor(2) as threads:\n"
+        "    print(len(list(threads.map(engine.infer, [np.zeros((2, 64, 64, 3), np.uint8)] * 8))))\n"
+    )
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.stdout == "8\n", done.stderr
 
 
 def test_many_threads_may_use_one_detector(tiny: Path, prepared: Settings) -> None:
