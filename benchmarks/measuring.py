@@ -36,8 +36,8 @@ CONFIG = (
 TIMEOUT_S = 3000.0
 
 
-def repeat_video(source: Path, target: Path, times: int) -> None:
-    """Concatenate a clip with itself by copying packets, without re-encoding."""
+def repeat_video(source: Path, target: Path, times: int, seconds: float = float("inf")) -> None:
+    """Concatenate a clip, or its first ``seconds``, with itself by copying packets, without re-encoding."""
     import av
 
     with av.open(str(target), "w") as output:
@@ -50,7 +50,7 @@ def repeat_video(source: Path, target: Path, times: int) -> None:
                     stream = output.add_stream_from_template(video)
                 end = 0
                 for packet in container.demux(video):
-                    if packet.dts is None or packet.pts is None:
+                    if packet.dts is None or packet.pts is None or packet.pts * packet.time_base >= seconds:
                         continue
                     end = max(end, packet.pts + (packet.duration or 0))
                     packet.pts += offset

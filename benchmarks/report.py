@@ -56,7 +56,10 @@ _ON_VIDEO = (VIDEO, "--weights", WEIGHTS)
 
 #: By name, in the order of the page.
 BENCHMARKS = {
-    "pipeline": Benchmark("A prediction beside a plain loop", _ON_VIDEO, ("--rounds", "1", "--repeat", "2")),
+    "pipeline": Benchmark(
+        "A prediction beside a plain loop", (*_ON_VIDEO, "--repeat", "60"), ("--rounds", "1", "--repeat", "2")
+    ),
+    "workers": Benchmark("Queue and workers", _ON_VIDEO, ("--clips", "5")),
     "tracking": Benchmark(
         "Tracks of each stride beside those of stride 1",
         (*_ON_VIDEO, "--strides", "1,2,3", "--precision", "int8"),

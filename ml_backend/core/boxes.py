@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.core.types import Float64Array
+from ml_backend.core.types import Float64Array, FloatArray
+
+Array = TypeVar("Array", Float64Array, FloatArray)
 
 
 def _as_boxes(value: npt.ArrayLike, name: str) -> Float64Array:
@@ -15,20 +19,30 @@ def _as_boxes(value: npt.ArrayLike, name: str) -> Float64Array:
     return array
 
 
+def intersection(a: Array, b: Array) -> Array:
+    """Compute the area that two ``(..., 4)`` arrays of boxes, which broadcast against each other, have in common."""
+    # Column by column: loops over the two values of a corner would take twice the time.
+    width = np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0])
+    height = np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1])
+    area: Array = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    return area
+
+
+def box_area(boxes: Array) -> Array:
+    """Compute the areas ``(...)`` of ``(..., 4)`` boxes; 0 where right < left or bottom < top."""
+    area: Array = np.maximum(boxes[..., 2] - boxes[..., 0], 0.0) * np.maximum(boxes[..., 3] - boxes[..., 1], 0.0)
+    return area
+
+
 def iou_broadcast(a: Float64Array, b: Float64Array) -> Float64Array:
     """Compute the IoU of two ``(..., 4)`` arrays of boxes that broadcast against each other."""
-    overlap = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    np.maximum(overlap, 0.0, out=overlap)
-    inter = overlap[..., 0] * overlap[..., 1]
-    size_a = np.maximum(a[..., 2:] - a[..., :2], 0.0)
-    size_b = np.maximum(b[..., 2:] - b[..., :2], 0.0)
-    union = size_a[..., 0] * size_a[..., 1] + size_b[..., 0] * size_b[..., 1] - inter
+    inter = intersection(a, b)
+    union = box_area(a) + box_area(b) - inter
     if union.size and float(union.min()) > 0:  # the usual case, at half the cost
-        iou: Float64Array = inter / union
-        return np.minimum(iou, 1.0, out=iou)
+        return np.asarray(np.minimum(inter / union, 1.0), np.float64)
     # Boxes without area would give 0/0: count equal ones as 1, others as 0.
     same = (a == b).all(axis=-1)
-    iou = np.where(union > 0, inter / np.where(union > 0, union, 1.0), same.astype(np.float64))
+    iou: Float64Array = np.where(union > 0, inter / np.where(union > 0, union, 1.0), same.astype(np.float64))
     return np.minimum(iou, 1.0, out=iou)
 
 

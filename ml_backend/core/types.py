@@ -51,19 +51,28 @@ class VideoInfo:
     has_audio: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Frame:
     """One decoded frame.
+
+    Args:
+        image: ``(height, width, 3)`` uint8, BGR, upright; or a function that converts it, called when it is needed.
 
     Attributes:
         index: 0-based position among the decoded frames.
         time: presentation time in seconds on the browser's clock; that of the first frame may be above 0.
-        image: ``(height, width, 3)`` uint8, BGR, upright.
     """
 
-    index: int
-    time: float
-    image: Image
+    __slots__ = ("_image", "index", "time")
+
+    def __init__(self, index: int, time: float, image: Image | Callable[[], Image]) -> None:
+        self.index, self.time, self._image = index, time, image
+
+    @property
+    def image(self) -> Image:
+        """The image that was given, or that the function returned."""
+        if not isinstance(self._image, np.ndarray):
+            self._image = self._image()
+        return self._image
 
 
 @dataclass(frozen=True, slots=True)

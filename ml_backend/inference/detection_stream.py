@@ -55,12 +55,12 @@ def detection_stream(
         )
     last = info.frames - 1 if end is None else end
     size = detector.working_size(info.width, info.height)
-    frames = takewhile(lambda frame: frame.index <= last, read_frames(path, info, start=start, size=size))
+    frames = takewhile(lambda frame: frame.index <= last, read_frames(path, info, start=start, size=size, lazy=True))
     sampler = _AdaptiveFrameSampler(detector, (info.width, info.height), batch)
     interpolator = _FrameInterpolator((info.width, info.height))
     # The stages overlap: while one group of frames is decoded, others are sampled, refined and interpolated.
     with (
-        closing(prefetch(frames, batch * stride)) as decoded,
+        closing(prefetch(_convert_sampled(frames, stride), batch * stride)) as decoded,
         closing(
             ordered_map(sampler.sample, _groups(_intervals(decoded, stride), batch), detector.max_concurrency)
         ) as sampled,
@@ -86,6 +86,14 @@ class _FrameInterval:
     def complete(self) -> bool:
         """Whether it starts at a sampled frame and misses no frame, so that its inner frames may be interpolated."""
         return self.previous is not None and self.frames[-1].index - self.previous.index == len(self.frames)
+
+
+def _convert_sampled(frames: Iterable[Frame], stride: int) -> Iterator[Frame]:
+    """Convert the frames that are certainly sampled, in the thread that decodes."""
+    for frame in frames:
+        if frame.index % stride == 0:
+            _ = frame.image
+        yield frame
 
 
 def _intervals(frames: Iterable[Frame], stride: int) -> Iterator[_FrameInterval]:

@@ -33,9 +33,11 @@ def match_detections(a: Detections, b: Detections) -> MatchedDetections | None:
     """
     iou = iou_matrix(a.xyxy, b.xyxy)
     iou[a.class_id[:, None] != b.class_id[None]] = 0
-    _, columns, _ = lap.lapjv(1 - iou, extend_cost=True)  # SciPy's equal takes a quarter of a second to import
-    first = np.flatnonzero(columns >= 0)
-    second = columns[first]
+    first = second = np.zeros(0, np.int64)
+    if iou.size:  # lap writes outside of empty arrays
+        _, columns, _ = lap.lapjv(1 - iou, extend_cost=True)  # SciPy's equal takes a quarter of a second to import
+        first = np.flatnonzero(columns >= 0)
+        second = columns[first]
     good = iou[first, second] >= MIN_IOU
     first, second = first[good], second[good]
     if _has_confident_unmatched(a.conf, first) or _has_confident_unmatched(b.conf, second):

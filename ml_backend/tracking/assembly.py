@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ml_backend.core.boxes import clip_xyxy
+from ml_backend.core.boxes import box_area, clip_xyxy, intersection
 from ml_backend.core.settings import Settings
-from ml_backend.core.types import Track
+from ml_backend.core.types import Float64Array, FloatArray, Track
 from ml_backend.tracking import credibility
 from ml_backend.tracking.smooth import fill_and_smooth
 from ml_backend.tracking.stitch import best_pairs
@@ -109,6 +108,7 @@ class TrackAssembler:
         self._first = frame if self._first is None else self._first
         self._last = frame
         present: list[Tracklet] = []
+        boxes: list[FloatArray] = []
         for box in tracked:
             tracklet = self._by_tracker_id.get(box.track_id)
             if tracklet is None or (len(tracklet) and frame - tracklet.end > SILENT_S * self._fps):
@@ -117,7 +117,8 @@ class TrackAssembler:
                 continue  # a second tracker id of a merged tracklet
             tracklet.append(frame, box.xyxy, float(box.conf), int(box.class_id), box.colours)
             present.append(tracklet)
-        self._count_overlaps(present)
+            boxes.append(box.xyxy)
+        self._count_overlaps(present, np.array(boxes, np.float64))
         return self._finish(frame)
 
     def close(self) -> list[Track]:
@@ -135,10 +136,9 @@ class TrackAssembler:
         self._live[tracklet.track_id] = tracklet
         return tracklet
 
-    def _count_overlaps(self, present: list[Tracklet]) -> None:
+    def _count_overlaps(self, present: list[Tracklet], boxes: Float64Array) -> None:
         if len(present) < 2:
             return
-        boxes = np.concatenate([t.tail(1)[1] for t in present]).astype(np.float64)
         iou, ios = _overlap_matrices(boxes)
         for i, j in np.argwhere(np.triu((iou >= CLOSE_IOU) | (ios >= PART_INSIDE), 1)):
             a, b = sorted((present[i].track_id, present[j].track_id))
@@ -274,10 +274,8 @@ def _is_part(small: Tracklet, whole: Tracklet) -> bool:
     return weaker and small.top_class == whole.top_class
 
 
-def _overlap_matrices(boxes: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _overlap_matrices(boxes: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Return IoU and intersection over the smaller area of all pairs of ``(n, 4)`` boxes."""
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    inter = np.clip(high - low, 0, None).prod(-1)
-    area = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(-1), 1e-6)
+    inter = intersection(boxes[:, None], boxes[None])
+    area = np.maximum(box_area(boxes), 1e-6)
     return inter / (area[:, None] + area[None] - inter), inter / np.minimum(area[:, None], area[None])

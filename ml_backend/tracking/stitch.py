@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import lap
 import numpy as np
 
-from ml_backend.core.types import Float64Array, FloatArray
+from ml_backend.core.types import BoolArray, Float64Array, FloatArray, IntArray
 from ml_backend.tracking import appearance
 from ml_backend.tracking.tracklet import Tracklet
 
@@ -26,23 +25,19 @@ OVERLAP_S = 0.2  # a tracklet may start this long before the previous one ends
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """Position and velocity of a box at one end of a tracklet.
+    """Position and velocity of a box at one end of one tracklet, or of ``k``.
 
     Attributes:
-        frame: first or last frame of the tracklet.
-        box: ``(4,)`` xyxy, fitted at that frame.
-        velocity: ``(4,)`` of each edge, pixels per frame.
-        size: ``(2,)`` width and height, median over the fitted part.
+        frame: first or last frame of the tracklet, ``()`` or ``(k,)``.
+        box: ``(..., 4)`` xyxy, fitted at that frame.
+        velocity: ``(..., 4)`` of each edge, pixels per frame.
+        size: ``(..., 2)`` width and height, median over the fitted part.
     """
 
-    frame: int
+    frame: IntArray
     box: Float64Array
     velocity: Float64Array
     size: Float64Array
-
-    def at(self, frame: int) -> Float64Array:
-        """Extrapolate the ``(4,)`` box to another frame."""
-        return self.box + self.velocity * (frame - self.frame)
 
 
 def motion_at(tracklet: Tracklet, fps: float, *, tail: bool) -> Motion:
@@ -53,48 +48,59 @@ def motion_at(tracklet: Tracklet, fps: float, *, tail: bool) -> Motion:
     boxes = xyxy.astype(np.float64)
     t = (frames - anchor).astype(np.float64)
     w = conf.astype(np.float64) + 1e-3
-    mean_t, mean_box = np.average(t, weights=w), np.average(boxes, axis=0, weights=w)
-    var = float(np.average((t - mean_t) ** 2, weights=w))
+    w /= w.sum()
+    mean_t, mean_box = float(w @ t), w @ boxes
+    var = float(w @ (t - mean_t) ** 2)
     # Shrink towards zero: a velocity from a few frames is mostly noise.
     prior = (SHRINK_S * fps) ** 2 / len(t)
-    velocity = np.average((t - mean_t)[:, None] * (boxes - mean_box), axis=0, weights=w) / (var + prior)
+    velocity = (w * (t - mean_t)) @ (boxes - mean_box) / (var + prior)
     size = np.maximum(np.median(boxes[:, 2:] - boxes[:, :2], axis=0), 1.0)
-    return Motion(anchor, mean_box - velocity * mean_t, velocity, size)
+    return Motion(np.array(anchor), mean_box - velocity * mean_t, velocity, size)
 
 
-def _stitch_cost(
-    tail: Tracklet, head: Tracklet, fps: float, width: int, height: int, motion: Callable[[Tracklet, bool], Motion]
-) -> float:
-    """Return the cost of ``head`` continuing ``tail``: 0 certain, 1 and more barely possible, inf impossible.
+def _stitch_costs(
+    tracklets: Sequence[Tracklet], i: IntArray, j: IntArray, fps: float, width: int, height: int
+) -> Float64Array:
+    """Return the cost of each tracklet ``j`` continuing ``i``: 0 certain, 1 and more barely possible, inf impossible.
 
     Args:
-        motion: returns the motion of a tracklet at its tail (true) or head; see :func:`motion_at`.
+        i, j: ``(k,)`` indices of tracklets.
     """
-    gap = head.start - tail.end
-    if _class_similarity(tail.votes, head.votes) < MIN_CLASS_SIMILARITY:
-        return np.inf
-    colour = _colour_distance(tail.last_colours, head.first_colours)
-    if colour > MAX_COLOUR_DISTANCE:
-        return np.inf
-    a, b = motion(tail, True), motion(head, False)
-    if _outside(a.at(b.frame), width, height) or _outside(b.at(a.frame), width, height):
-        return np.inf
-    scale = float(np.sqrt(np.prod((a.size + b.size) / 2)))
-    forward = float(np.linalg.norm(_center(a.at(b.frame)) - _center(b.box))) / scale
-    backward = float(np.linalg.norm(_center(b.at(a.frame)) - _center(a.box))) / scale
-    allowed = BASE_ERROR + ERROR_PER_S * max(gap, 0) / fps
-    position = (forward + backward) / 2 / allowed
-    size = float(np.abs(np.log(a.size / b.size)).max()) / MAX_LOG_SIZE
-    if position > 1 or size > 1:
-        return np.inf
-    return 0.6 * position + 0.2 * size + 0.2 * colour / MAX_COLOUR_DISTANCE
+    cost = np.full(len(i), np.inf)
+    colour = np.nan_to_num(
+        appearance.colour_distance(
+            _colours([t.last_colours for t in tracklets])[i], _colours([t.first_colours for t in tracklets])[j]
+        )
+    )
+    alike = _class_similarity(tracklets)[i, j] >= MIN_CLASS_SIMILARITY
+    (kept,) = np.nonzero(alike & (colour <= MAX_COLOUR_DISTANCE))
+    if not len(kept):
+        return cost
+    i, j, colour = i[kept], j[kept], colour[kept]
+    a, b = _motions(tracklets, i, fps, tail=True), _motions(tracklets, j, fps, tail=False)
+    gap = (b.frame - a.frame)[:, None]
+    forward, backward = a.box + a.velocity * gap, b.box - b.velocity * gap
+    scale = np.sqrt(np.prod((a.size + b.size) / 2, axis=1))
+    error = np.linalg.norm(_centres(forward) - _centres(b.box), axis=1)
+    error = (error + np.linalg.norm(_centres(backward) - _centres(a.box), axis=1)) / scale
+    position = error / 2 / (BASE_ERROR + ERROR_PER_S * np.maximum(gap[:, 0], 0) / fps)
+    size = np.abs(np.log(a.size / b.size)).max(axis=1) / MAX_LOG_SIZE
+    fits = (position <= 1) & (size <= 1) & ~_outside(forward, width, height) & ~_outside(backward, width, height)
+    cost[kept[fits]] = (0.6 * position + 0.2 * size + 0.2 * colour / MAX_COLOUR_DISTANCE)[fits]
+    return cost
 
 
-def _colour_distance(a: FloatArray | None, b: FloatArray | None) -> float:
-    """Return the colour distance; 0 if one is unknown."""
-    if a is None or b is None:
-        return 0.0
-    return float(np.nan_to_num(appearance.colour_distance(a, b)))
+def _motions(tracklets: Sequence[Tracklet], indices: IntArray, fps: float, *, tail: bool) -> Motion:
+    """Return the motions of the tracklets at ``indices``, with a leading dimension in each attribute."""
+    unique, inverse = np.unique(indices, return_inverse=True)
+    motions = [motion_at(tracklets[n], fps, tail=tail) for n in unique]
+    return Motion(*(np.array([getattr(m, f.name) for m in motions])[inverse] for f in fields(Motion)))
+
+
+def _colours(colours: Sequence[FloatArray | None]) -> FloatArray:
+    """Return ``(n, 9)`` colours, NaN where unknown."""
+    unknown = np.full(appearance.SIZE, np.nan, np.float32)
+    return np.array([unknown if c is None else c for c in colours], np.float32)
 
 
 def best_pairs(
@@ -106,9 +112,8 @@ def best_pairs(
     gaps = starts[None] - ends[:, None]
     possible = (gaps <= max_gap_s * fps) & (gaps >= -OVERLAP_S * fps) & (ends[None] > ends[:, None])
     cost = np.full(gaps.shape, np.inf)
-    motion = lru_cache(None)(lambda tracklet, at_tail: motion_at(tracklet, fps, tail=at_tail))
-    for i, j in np.argwhere(possible):
-        cost[i, j] = _stitch_cost(tracklets[i], tracklets[j], fps, width, height, motion)
+    i, j = np.nonzero(possible)
+    cost[i, j] = _stitch_costs(tracklets, i, j, fps, width, height)
     if not np.isfinite(cost).any():
         return []
     _, columns, _ = lap.lapjv(
@@ -118,22 +123,24 @@ def best_pairs(
     return [(tracklets[i], tracklets[j]) for _, i, j in pairs]
 
 
-def _center(box: Float64Array) -> Float64Array:
-    return (box[:2] + box[2:]) / 2
+def _centres(boxes: Float64Array) -> Float64Array:
+    return (boxes[:, :2] + boxes[:, 2:]) / 2
 
 
-def _outside(box: Float64Array, width: int, height: int) -> bool:
-    """Return whether a box has (almost) left the frame."""
-    margin = 0.005
-    return bool(
-        box[2] < margin * width
-        or box[3] < margin * height
-        or box[0] > (1 - margin) * width
-        or box[1] > (1 - margin) * height
+def _outside(boxes: Float64Array, width: int, height: int) -> BoolArray:
+    """Return which ``(n, 4)`` boxes have (almost) left the frame."""
+    margin = 0.005 * np.array([width, height])
+    return np.asarray(
+        (boxes[:, 2:] < margin).any(axis=1) | (boxes[:, :2] > [width, height] - margin).any(axis=1), np.bool_
     )
 
 
-def _class_similarity(a: dict[int, float], b: dict[int, float]) -> float:
-    dot = sum(vote * b.get(class_id, 0.0) for class_id, vote in a.items())
-    norm = np.sqrt(sum(v * v for v in a.values()) * sum(v * v for v in b.values()))
-    return float(dot / norm) if norm > 0 else 1.0
+def _class_similarity(tracklets: Sequence[Tracklet]) -> Float64Array:
+    """Return the ``(n, n)`` cosine similarity of the tracklets' votes for classes; 1 without votes."""
+    classes = {class_id: n for n, class_id in enumerate(sorted(set().union(*(t.votes for t in tracklets))))}
+    votes = np.zeros((len(tracklets), len(classes)))
+    for row, tracklet in zip(votes, tracklets, strict=True):
+        row[[classes[class_id] for class_id in tracklet.votes]] = list(tracklet.votes.values())
+    norm = np.linalg.norm(votes, axis=1)
+    scale = norm[:, None] * norm[None]
+    return np.where(scale > 0, votes @ votes.T / np.where(scale > 0, scale, 1.0), 1.0)

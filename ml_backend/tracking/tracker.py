@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ml_backend.core.boxes import box_area, intersection
 from ml_backend.core.settings import TrackerKind
 from ml_backend.core.types import Affine, BoolArray, Detections, FloatArray, FrameFeatures, IntArray
 from ml_backend.tracking import appearance
@@ -101,11 +102,8 @@ class Tracker:
 def parts(detections: Detections) -> BoolArray:
     """Return an ``(n,)`` mask of detections that show a part of a more confident one, like a person's upper half."""
     xyxy, conf = detections.xyxy, detections.conf
-    low = np.maximum(xyxy[:, None, :2], xyxy[None, :, :2])
-    high = np.minimum(xyxy[:, None, 2:], xyxy[None, :, 2:])
-    inter = np.clip(high - low, 0, None).prod(-1)
-    area = np.maximum((xyxy[:, 2:] - xyxy[:, :2]).prod(-1), 1e-6)
-    inside = inter > PART_INSIDE * np.minimum(area[:, None], area[None])
+    area = np.maximum(box_area(xyxy), 1e-6)
+    inside = intersection(xyxy[:, None], xyxy[None]) > PART_INSIDE * np.minimum(area[:, None], area[None])
     weaker = conf[:, None] < PART_CONF * conf[None]
     same_class = detections.class_id[:, None] == detections.class_id[None]
     return np.asarray((inside & weaker & same_class).any(axis=1), np.bool_)

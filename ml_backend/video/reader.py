@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +29,8 @@ MIN_SEEK_FRAMES = 16
 #: Decoding HD video takes about a fifth of a prediction's processor time, and 4K four times that. More threads than its
 #: share of the cores only cost: two need a fifth more time than one.
 DECODING_SHARE = 0.2 / (1920 * 1080)
+#: HD, in which a decoded frame takes 3 MB: up to a hundred wait for the detector.
+MAX_LAZY_PIXELS = 1920 * 1088
 #: Some streams mark key frames after which images are complete only gradually: retry from this many earlier ones.
 SEEK_RETRIES = 2
 _ROTATE = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
@@ -38,6 +42,7 @@ def read_frames(
     *,
     start: int = 0,
     size: tuple[int, int] | None = None,
+    lazy: bool = False,
 ) -> Iterator[Frame]:
     """Decode a video, one frame in memory at a time.
 
@@ -50,6 +55,7 @@ def read_frames(
         start: index of the first frame; decoding begins at the key frame before it.
         size: ``(width, height)`` of the images; defaults to the displayed size. Scaling is part of the colour
             conversion, which is cheaper than scaling afterwards.
+        lazy: convert frames when their image is used, except large ones, of which few fit into memory.
 
     Yields:
         Frames in display order, ``(height, width, 3)`` uint8 BGR, upright, in square pixels.
@@ -66,7 +72,8 @@ def read_frames(
     with _open_decoder(path, facts) as decoder:
         for index, frame in decoder.frames_from(start):
             next_index = index + 1
-            yield Frame(index, float(facts.times[index]), convert(frame))
+            later = lazy and frame.width * frame.height <= MAX_LAZY_PIXELS
+            yield Frame(index, float(facts.times[index]), partial(convert, frame) if later else convert(frame))
     if next_index == start:
         raise VideoError(
             f"{facts.info.path}: no frame from {start} on can be decoded.", "Upload the file again; it is damaged."
@@ -263,12 +270,16 @@ class _SparseDecoder:
 
 
 class _Converter:
-    """Converts decoded frames to upright BGR. Keeps FFmpeg's scaler, whose setup is a third of the cost."""
+    """Converts decoded frames to upright BGR. Keeps FFmpeg's scaler, whose setup is a third of the cost.
+
+    Thread-safe.
+    """
 
     def __init__(self, facts: Scan, size: tuple[int, int]) -> None:
         self._rotation, self._mirrored, _ = facts.orientation
         self._size = size if self._rotation in (0, 180) else (size[1], size[0])
         self._scaler = VideoReformatter()
+        self._lock = threading.Lock()
 
     def __call__(self, frame: Any) -> Image:
         width, height = self._size
@@ -277,15 +288,16 @@ class _Converter:
         shrink = frame.width > width or frame.height > height
         # Like browsers, take an unspecified colour space for BT.709 in HD and for BT.601 below.
         hd = frame.colorspace == _UNSPECIFIED and frame.height >= 720
-        scaled = self._scaler.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="bgr24",
-            src_colorspace=Colorspace.ITU709 if hd else None,
-            interpolation="AREA" if shrink else "FAST_BILINEAR",
-            threads=1,
-        )
+        with self._lock:
+            scaled = self._scaler.reformat(
+                frame,
+                width=width,
+                height=height,
+                format="bgr24",
+                src_colorspace=Colorspace.ITU709 if hd else None,
+                interpolation="AREA" if shrink else "FAST_BILINEAR",
+                threads=1,
+            )
         image = np.asarray(scaled.to_ndarray(), np.uint8)
         if self._mirrored:
             image = np.asarray(cv2.flip(image, 1), np.uint8)

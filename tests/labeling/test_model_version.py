@@ -44,6 +44,14 @@ def test_settings_that_do_not_shape_boxes_are_not(settings: Callable[..., Settin
     assert model_version(settings(**change), YOLO) == model_version(settings(), YOLO)
 
 
+@pytest.mark.parametrize("change", [{"precision": "int8"}, {"precision": "fp32"}, {"engine": "torch"}])
+def test_tasks_are_not_predicted_again_when_an_engine_takes_over(
+    settings: Callable[..., Settings], change: dict[str, object]
+) -> None:
+    """An engine must find the same sure boxes to be used, and takes over in the middle of a project."""
+    assert model_version(settings(**change), YOLO) == model_version(settings(), YOLO)
+
+
 def test_other_weights_under_the_same_name_are_another_version(settings: Callable[..., Settings]) -> None:
     other = ResolvedDetector("yolo", "yolo11n", Path("/w/yolo11n.pt"), "4" * 64)
     assert model_version(settings(), other) != model_version(settings(), YOLO)
