@@ -33,7 +33,8 @@ def match_detections(a: Detections, b: Detections) -> MatchedDetections | None:
     """
     iou = iou_matrix(a.xyxy, b.xyxy)
     iou[a.class_id[:, None] != b.class_id[None]] = 0
-    first = second = np.zeros(0, np.int64)
+    first: IntArray = np.zeros(0, np.int64)
+    second: IntArray = first
     if iou.size:  # lap writes outside of empty arrays
         _, columns, _ = lap.lapjv(1 - iou, extend_cost=True)  # SciPy's equal takes a quarter of a second to import
         first = np.flatnonzero(columns >= 0)
