@@ -31,7 +31,7 @@ past_versions = sa.Table(
 pending = sa.Table(
     "pending",
     metadata,
-    sa.Column("kind", sa.String(16), primary_key=True),  # learn, refresh, prepare or train
+    sa.Column("kind", sa.String(16), primary_key=True),  # learn, refresh, prepare, train or review
     sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("task_id", sa.Integer, primary_key=True, autoincrement=False),  # 0: the whole project
     # New for each request, so that finishing an older request does not remove a newer one.
@@ -228,4 +228,49 @@ training_splits = sa.Table(
     sa.Column("phase", sa.Integer, nullable=False),  # start of the pattern of blocks
     sa.Column("content", sa.String(64), nullable=False),  # SHA-256 of the file, to recognise it under another address
     sa.Column("decided_at", sa.DateTime(timezone=True), nullable=False),
+)
+
+# Suspicious moments of a task's tracks, found in the background; see ml_backend.review.
+moments = sa.Table(
+    "moments",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),  # digest: the same fault of the same track has the same id
+    sa.Column("project_id", sa.Integer, nullable=False),
+    sa.Column("task_id", sa.Integer, nullable=False, index=True),
+    sa.Column("video", sa.String(255), nullable=False),  # name of the video's control
+    sa.Column("annotation_id", sa.Integer, nullable=False),  # 0: of a prediction
+    sa.Column("author", sa.String(255), nullable=False),  # the annotator, or the prediction's model version
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("label", sa.String(255), nullable=False),
+    sa.Column("first", sa.Integer, nullable=False),  # 1-based frames of Label Studio's timeline
+    sa.Column("last", sa.Integer, nullable=False),
+    sa.Column("shown", sa.Integer, nullable=False),  # where the repair shows best
+    sa.Column("time", sa.Float, nullable=False),  # seconds, of ``shown``
+    sa.Column("score", sa.Float, nullable=False),
+    sa.Column("gain", sa.Float, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("repair", sa.JSON, nullable=False),
+    sa.Column("regions", sa.JSON, nullable=False),  # digest by id of the regions concerned
+    sa.Column("clip", sa.String(64), nullable=False),  # SHA-256 of the rendered clip; empty: none yet
+    sa.Index("moments_by_gain", "project_id", "gain"),
+)
+
+# What people decided about moments: repairs, with the regions before and after, and dismissals.
+repairs = sa.Table(
+    "repairs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("project_id", sa.Integer, nullable=False, index=True),
+    sa.Column("task_id", sa.Integer, nullable=False, index=True),
+    sa.Column("moment_id", sa.String(16), nullable=False, index=True),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("by", sa.String(255), nullable=False),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("annotation_id", sa.Integer, nullable=False),  # that was written; 0: a prediction, or nothing
+    sa.Column("base_id", sa.Integer, nullable=False),  # annotation that it began with; 0: a prediction
+    sa.Column("before", sa.JSON, nullable=False),  # regions that were replaced
+    sa.Column("after", sa.JSON, nullable=False),  # regions that replaced them
+    sa.Column("undone_by", sa.String(255), nullable=False),
+    sa.Column("undone_at", sa.DateTime(timezone=True)),
 )

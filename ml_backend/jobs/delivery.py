@@ -75,4 +75,5 @@ def deliver_one(container: Container, task_id: int, prediction: dict[str, Any]) 
             return
     container.storage.note_score(task.project_id, task_id, float(prediction.get("score") or 0.0))
     container.count("delivered")
+    container.queue.request_review(task.project_id, [task_id])
     log.info("Task %s has a prediction of %s with %d regions.", task_id, version, len(prediction["result"]))

@@ -38,6 +38,7 @@ JOB_MODULES = {
             "describe_patterns",
             "find_similar",
         ),
+        "review": ("review", "render_moment"),
         "api_file_jobs": ("render_video", "render_custom_video", "export_project"),
     }.items()
     for function in functions

@@ -95,6 +95,8 @@ def learn(container: Container, project_id: int) -> None:
                     failed.add(task)
                     continue
             container.storage.settle("learn", project_id, {task: revision})
+            if task != ALL_TASKS:
+                container.queue.request_review(project_id, [task])
     if first_error:
         raise first_error
 

@@ -48,6 +48,7 @@ _PENDING = {
     "refresh": ("refresh", "learn", "refresh"),
     "prepare": ("prepare", "predict", "prepare_many"),
     "train": ("train", "train", "train"),
+    "review": ("control", "review", "review"),
 }
 #: Queue of jobs for whose result somebody waits in the editor.
 INTERACTIVE = "interactive"
@@ -190,6 +191,13 @@ class JobQueue:
     def request_refresh(self, project_id: int) -> JobRequest:
         """Request new predictions for all unannotated tasks, since their labels may have changed."""
         return self._request_pending("refresh", project_id, (ALL_TASKS,))
+
+    def request_review(self, project_id: int, task_ids: Sequence[int]) -> None:
+        """Request that suspicious moments of these tasks are looked for, now or once Redis is back."""
+        try:
+            self._request_pending("review", project_id, task_ids)
+        except QueueUnavailable as error:
+            log.warning("Moments of project %s are looked for later: %s", project_id, error)
 
     def _request_pending(self, kind: str, project_id: int, task_ids: Sequence[int]) -> JobRequest:
         self.storage.note_pending(kind, project_id, task_ids)

@@ -27,20 +27,30 @@ class ClipPane:
     Attributes:
         title: above the pane.
         tracks: with labels and scores.
-        marked: the track that the clip is about, drawn solid; the others are dashed. May be missing.
+        marked: the tracks that the clip is about, drawn solid; the others are dashed.
     """
 
     title: str
     tracks: Sequence[Track]
-    marked: Track | None = None
+    marked: Sequence[Track] = ()
 
 
-def render_clip(video: Path, info: VideoInfo, out: Path, panes: Sequence[ClipPane], first: int, last: int) -> None:
+def render_clip(
+    video: Path,
+    info: VideoInfo,
+    out: Path,
+    panes: Sequence[ClipPane],
+    first: int,
+    last: int,
+    *,
+    numbers: bool = False,
+) -> None:
     """Write a clip of a video with the tracks of each pane.
 
     Args:
         out: target, ending in ``.mp4``.
         first, last: decoded frames.
+        numbers: whether track ids are shown, not certainties.
 
     Raises:
         VideoError: the video cannot be decoded.
@@ -52,7 +62,7 @@ def render_clip(video: Path, info: VideoInfo, out: Path, panes: Sequence[ClipPan
     labels = sorted({str(track.label) for pane in panes for track in pane.tracks})
     colours = label_colours(labels)
     scale = np.array([size[0] / info.width, size[1] / info.height] * 2)
-    style = BoxStyle(numbers=False)
+    style = BoxStyle(numbers=numbers, confidence=not numbers)
     painters = [FramePainter(labels, colours, size, info.fps, style, fonts) for _ in panes]
     with VideoWriter(out, canvas.shape[1], canvas.shape[0], info.fps, crf=CRF) as writer:
         for frame in read_frames(video, info, start=first, size=size):
@@ -81,6 +91,6 @@ def _paint(
             class_id=np.array([labels.index(str(track.label)) for track, _ in visible], np.int64),
             tracker_id=np.array([track.track_id for track, _ in visible], np.int64),
             confidence=np.array([track.score for track, _ in visible], np.float64),
-            data={"manual": np.array([track is pane.marked for track, _ in visible], bool)},
+            data={"manual": np.array([any(track is item for item in pane.marked) for track, _ in visible], bool)},
         ),
     )

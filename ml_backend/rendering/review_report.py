@@ -17,7 +17,7 @@ from ml_backend.rendering.draw import BoxStyle, FramePainter, label_colours
 from ml_backend.rendering.text import Fonts
 from ml_backend.review.moments import Moment
 from ml_backend.review.reading import ReviewTask
-from ml_backend.review.repairs import Join, SplitAt, SwapFrom, apply_repair, describe
+from ml_backend.review.repairs import apply_repair, describe
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_at
 
@@ -104,7 +104,7 @@ def _pictures(task: ReviewTask, moments: Sequence[Moment]) -> Iterator[tuple[int
     if task.path is None or task.timeline is None:
         return
     info = probe(task.path)
-    shown = [min(_frame(moment), task.video.frames - 1) for moment in moments]
+    shown = [min(moment.shown, task.video.frames - 1) for moment in moments]
     index = task.timeline.decoded_index(np.array(shown, np.int64) + 1)
     size = scaled_size(info.width, info.height, min(1.0, SIDE / max(info.width, info.height)))
     fonts = Fonts()
@@ -122,16 +122,6 @@ def _pictures(task: ReviewTask, moments: Sequence[Moment]) -> Iterator[tuple[int
                     (f"After the repair, {at}", _draw(small, task, repaired, marked, shown[number], fonts)),
                 ),
             )
-
-
-def _frame(moment: Moment) -> int:
-    """Return the frame at which a repair shows best."""
-    repair = moment.repair
-    if isinstance(repair, SplitAt | SwapFrom):
-        return repair.frame
-    if isinstance(repair, Join) or moment.kind == "overstay":
-        return moment.last
-    return (moment.first + moment.last) // 2
 
 
 def _draw(image: Image, task: ReviewTask, tracks: Sequence[Track], marked: set[int], frame: int, fonts: Fonts) -> str:

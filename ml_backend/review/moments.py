@@ -16,7 +16,7 @@ from itertools import chain
 
 from ml_backend.review import coverage, identity, labels, shape
 from ml_backend.review.finding import MOMENT_KINDS, Finding, MomentKind
-from ml_backend.review.repairs import Repair, changed_boxes
+from ml_backend.review.repairs import Join, Repair, SplitAt, SwapFrom, changed_boxes
 from ml_backend.review.video import Evidence, ReviewVideo
 
 #: Score from which a moment is rather a fault than not, so that nobody should train on the tracks before looking at it.
@@ -57,6 +57,15 @@ class Moment:
     @property
     def severe(self) -> bool:
         return self.score >= SEVERE
+
+    @property
+    def shown(self) -> int:
+        """The frame at which the repair shows best."""
+        if isinstance(self.repair, SplitAt | SwapFrom):
+            return self.repair.frame
+        if isinstance(self.repair, Join) or self.kind == "overstay":
+            return self.last
+        return (self.first + self.last) // 2
 
 
 def find_moments(video: ReviewVideo) -> list[Moment]:

@@ -73,11 +73,18 @@ class ReviewTask:
 
 
 @contextmanager
-def open_for_review(task: TaskVideo, models: ReviewModels, progress: Progress | None = None) -> Iterator[ReviewTask]:
+def open_for_review(
+    task: TaskVideo,
+    models: ReviewModels | None,
+    progress: Progress | None = None,
+    stored: Sequence[CropEmbedding] = (),
+) -> Iterator[ReviewTask]:
     """Read the tracks of a task, embed crops of them and run the detector, if the video can be found.
 
     Args:
+        models: ``None``: nothing is embedded or detected, only ``stored`` crops count.
         progress: of the detector, in frames.
+        stored: crops that were embedded before, on decoded frames.
 
     Raises:
         LabelStudioUnavailable, StorageError: no other video can be reviewed either.
@@ -96,10 +103,10 @@ def open_for_review(task: TaskVideo, models: ReviewModels, progress: Progress | 
             return
         tracks, region_ids = _tracks(task, (info.width, info.height), timeline.frames_count, notes)
         decoded = timeline.decoded_index(np.arange(1, timeline.frames_count + 1))
-        crops = _crops(tracks, path, info, decoded, models)
+        crops = _on_timeline(_crops(tracks, path, info, decoded, models) if models else stored, decoded)
         detections: dict[int, Detections] | None = None
         names: dict[int, str] = {}
-        if models.detector is not None:
+        if models is not None and models.detector is not None:
             detections, names = _detections(path, info, decoded, models.settings, models.detector, progress)
         video = ReviewVideo(
             tracks,
@@ -111,7 +118,7 @@ def open_for_review(task: TaskVideo, models: ReviewModels, progress: Progress | 
             crops,
             detections,
             names,
-            _class_labels(task, tracks, list(names.values())),
+            _class_labels(task, tracks, [*names.values()] or sorted({c for t in tracks for c in t.class_scores})),
         )
         yield ReviewTask(task.name, video, region_ids, path, timeline, tuple(notes))
 
@@ -175,7 +182,7 @@ def _value(region: Mapping[str, Any], key: str = "value") -> Mapping[str, Any]:
 def _crops(
     tracks: Sequence[Track], path: Path, info: VideoInfo, decoded: IntArray, models: ReviewModels
 ) -> list[CropEmbedding]:
-    """Embed crops of the tracks; their frames are the timeline's."""
+    """Embed crops of the tracks, on decoded frames."""
     candidates = []
     for track in tracks:
         shown = track.frames < len(decoded)
@@ -193,8 +200,13 @@ def _crops(
         lambda: nullcontext(path),
         CROPS_PER_TRACK,
     )
+    return [crop for crops in embedded for crop in crops]
+
+
+def _on_timeline(crops: Sequence[CropEmbedding], decoded: IntArray) -> list[CropEmbedding]:
+    """Give crops of decoded frames the first frame of the timeline that shows each; the others are left out."""
     first_shown = dict(zip(decoded[::-1].tolist(), range(len(decoded) - 1, -1, -1), strict=True))
-    return [replace(crop, frame=first_shown[crop.frame]) for crops in embedded for crop in crops]
+    return [replace(crop, frame=first_shown[crop.frame]) for crop in crops if crop.frame in first_shown]
 
 
 def _detections(

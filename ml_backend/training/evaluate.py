@@ -234,7 +234,7 @@ def _render(moment: Moment, tracks: Mapping[str, TracksOfModel], titles: Mapping
     length = min(part.frames, round(CLIP_S * part.info.fps))
     middle = int(track.frames[len(track) // 2])
     first = min(max(part.first, middle - length // 2), part.last + 1 - length)
-    panes = [ClipPane(titles[name], tracks[name].tracks[part], track) for name in ("incumbent", "candidate")]
+    panes = [ClipPane(titles[name], tracks[name].tracks[part], [track]) for name in ("incumbent", "candidate")]
     try:
         render_clip(part.video.path, part.info, out, panes, first, first + length - 1)
     except BackendError as error:  # the decision does not need it

@@ -248,7 +248,7 @@ def test_database_of_the_release_before_migrations_is_upgraded(
         if missing:
             connection.exec_driver_sql(missing)
     upgraded = Storage(str(other.url))
-    pending = [("learn", 7), ("learn", 8), ("prepare", 8), ("refresh", 7), ("refresh", 8)]
+    pending = [("learn", 7), ("learn", 8), ("prepare", 8), ("refresh", 7), ("refresh", 8), ("review", 1)]
     assert upgraded.pending_projects() == pending
     assert structure(other) == structure(storage.engine)
     assert upgraded.get_prediction("k") == {"result": []}

@@ -26,7 +26,7 @@ def panes_of(clip: Path, width: int) -> list[tuple[Image, Image]]:
 def test_a_track_is_drawn_in_its_pane_while_it_is_there(tmp_path: Path) -> None:
     video = make_clip(tmp_path / "video.mp4", frames=40, size=(960, 720))
     seen, out = track("사람", range(20, 30)), tmp_path / "clips" / "0.mp4"
-    render_clip(video, probe(video), out, [ClipPane("v1", [seen], seen), ClipPane("v2", [], seen)], 15, 34)
+    render_clip(video, probe(video), out, [ClipPane("v1", [seen], [seen]), ClipPane("v2", [], [seen])], 15, 34)
     facts = probe(out)
     assert (facts.codec, facts.pix_fmt, facts.frames, facts.fps) == ("h264", "yuv420p", 20, 20)
     assert HEIGHT < facts.height < HEIGHT + 60, "a title above each pane"
@@ -42,7 +42,7 @@ def test_a_track_is_drawn_in_its_pane_while_it_is_there(tmp_path: Path) -> None:
 def test_the_track_that_matters_is_solid_and_others_are_dashed(tmp_path: Path) -> None:
     video = make_clip(tmp_path / "video.mp4", frames=10, size=(640, 720))
     seen, out = track("person", range(10)), tmp_path / "0.mp4"
-    render_clip(video, probe(video), out, [ClipPane("v1", [seen], seen), ClipPane("v2", [seen])], 0, 3)
+    render_clip(video, probe(video), out, [ClipPane("v1", [seen], [seen]), ClipPane("v2", [seen])], 0, 3)
     left, right = panes_of(out, 320)[0]
     strip = probe(out).height - HEIGHT
     edges = [pane[strip + 130 : strip + 290, 76:86].astype(int) for pane in (left, right)]

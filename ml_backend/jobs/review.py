@@ -1,0 +1,214 @@
+"""Jobs that look for suspicious moments in tracks, and render clips of them.
+
+Nothing is detected or embedded for it: what predictions and annotations have left is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_backend.core.errors import BackendError, ConfigError, Interrupted
+from ml_backend.datasets.annotation_reader import AnnotationReader
+from ml_backend.jobs.container import Container, job
+from ml_backend.jobs.queue import ALL_TASKS
+from ml_backend.jobs.task_plan import cached_label_config
+from ml_backend.label_studio.client import NotFound
+from ml_backend.label_studio.media import canonical_uri
+from ml_backend.labeling.few_shot.pattern_store import video_key
+from ml_backend.review.moment_store import MomentStore, Row
+
+if TYPE_CHECKING:
+    from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo
+    from ml_backend.embeddings.hub import ResolvedModel
+    from ml_backend.label_studio.label_config import LabelConfig
+    from ml_backend.label_studio.regions import Region
+    from ml_backend.rendering.clips import ClipPane
+
+log = logging.getLogger(__name__)
+
+#: Seconds of a clip.
+CLIP_S = 2.0
+
+
+@job
+def review(container: Container, project_id: int) -> None:
+    """Look for suspicious moments in the tasks whose prediction or annotation has changed.
+
+    Tasks whose server is unreachable stay pending, and the job fails once it has looked at the others.
+    """
+    storage = container.storage
+    first_error: BackendError | None = None
+    failed: set[int] = set()
+    while waiting := {task: seen for task, seen in storage.pending("review", project_id).items() if task not in failed}:
+        if ALL_TASKS in waiting:  # first, because it adds tasks
+            waiting = {ALL_TASKS: waiting[ALL_TASKS]}
+        for task, revision in waiting.items():
+            if container.stop.is_set():
+                raise Interrupted("Stopped before the next task.", "Wait: the job is retried.")
+            try:
+                if task == ALL_TASKS:
+                    _note_all(container, project_id)
+                else:
+                    _review_task(container, project_id, task)
+            except BackendError as error:
+                log.warning("Task %s of project %s was not reviewed: %s", task or "list", project_id, error)
+                if error.retryable:
+                    first_error = first_error or error
+                    failed.add(task)
+                    continue
+            storage.settle("review", project_id, {task: revision})
+    if first_error:
+        raise first_error
+
+
+def _note_all(container: Container, project_id: int) -> None:
+    try:
+        tasks = {s.id for s in container.client.list_task_states(project_id) if s.annotations or s.predictions}
+    except NotFound:
+        tasks = set()
+    container.storage.note_pending("review", project_id, tasks | MomentStore(container.storage).tasks(project_id))
+
+
+def _review_task(container: Container, project_id: int, task_id: int) -> None:
+    store = MomentStore(container.storage)
+    try:
+        config = cached_label_config(container.client.get_project(project_id).label_config)
+        task = container.client.get_full_task(task_id, project_id)
+    except NotFound:
+        unused = store.forget_task(project_id, task_id)
+    else:
+        embedder = container.projects.models(project_id).classifier.embedder
+        reader = _reader(container, project_id, task, config)
+        found = [row for video in reader.task_videos() for row in _moments(container, video, embedder)]
+        unused = store.replace_task(project_id, task_id, found)
+        log.info("Task %s has %d suspicious moments.", task_id, len(found))
+    for moment_id, sha256 in unused.items():
+        container.artifacts.remove(clip_name(project_id, moment_id), sha256)
+
+
+def _reader(container: Container, project_id: int, task: dict[str, Any], config: LabelConfig) -> AnnotationReader:
+    return AnnotationReader(lambda: iter([task]), container.media.opener(project_id), config, predictions="missing")
+
+
+def _moments(container: Container, video: TaskVideo, embedder: ResolvedModel | None) -> Iterator[Row]:
+    """Yield the moments of a video as rows of the store."""
+    from ml_backend.review.moments import find_moments
+    from ml_backend.review.reading import open_for_review
+    from ml_backend.review.region_repairs import digest, region_digest, repair_to_json
+
+    crops = []
+    if embedder is not None:
+        key = video_key(canonical_uri(video.uri, container.settings.label_studio_url))
+        crops = container.projects.patterns.crop_embeddings(key).get(embedder.model_id)
+    regions = {str(region.get("id", "")): region for region in video.regions}
+    with open_for_review(video, None, stored=crops) as task:
+        labels = {track.track_id: track.label for track in task.video.tracks}
+        for moment in find_moments(task.video):
+            ids = [task.region_ids[track] for track in moment.tracks]
+            digests = {name: region_digest(dict(regions[name])) for name in ids}
+            sequences = [regions[name]["value"]["sequence"] for name in ids]
+            label = labels[moment.tracks[0]] or ""
+            same = [video.task_id, moment.kind, moment.first, moment.last, sequences]
+            yield {
+                "id": digest(*same, label if moment.kind == "label" else ""),
+                "video": video.control.to_name,
+                "annotation_id": video.submission.annotation_id or 0,
+                "author": video.submission.author[:255],
+                "kind": moment.kind,
+                "label": label[:255],
+                "first": moment.first + 1,
+                "last": moment.last + 1,
+                "shown": moment.shown + 1,
+                "time": moment.shown / task.video.fps,
+                "score": moment.score,
+                "gain": moment.gain,
+                "reason": moment.reason,
+                "repair": repair_to_json(moment.repair, task.region_ids, task.video.width, task.video.height),
+                "regions": digests,
+            }
+
+
+def clip_name(project_id: int, moment_id: str) -> str:
+    """Return the name of a moment's clip among the artifacts."""
+    return f"projects/{project_id}/moments/{moment_id}.mp4"
+
+
+@job
+def render_moment(container: Container, project_id: int, moment_id: str) -> str:
+    """Render a clip of a moment, with the boxes before and after the proposed repair.
+
+    Returns:
+        Its SHA-256.
+
+    Raises:
+        NotFound: the moment or its task is gone.
+        Conflict, ConfigError: the tracks have changed since the moment was found.
+        MediaError, VideoError: the video is gone or damaged.
+    """
+    from ml_backend.rendering.clips import render_clip
+    from ml_backend.review.region_repairs import repair_result
+
+    store = MomentStore(container.storage)
+    row = store.get(project_id, moment_id)
+    if row is None:
+        raise NotFound("The moment is not in the queue any more.", "Choose another one.")
+    if row["clip"]:
+        return str(row["clip"])
+    config = cached_label_config(container.client.get_project(project_id).label_config)
+    task = container.client.get_full_task(row["task_id"], project_id)
+    videos = _reader(container, project_id, task, config).task_videos()
+    video = next((item for item in videos if item.control.to_name == row["video"]), None)
+    if video is None:
+        raise ConfigError("The task has no tracks of that video any more.", "Choose another moment.")
+    regions = [dict(region) for region in video.regions]
+    change = repair_result(regions, row["repair"])
+    with video.open() as opened, tempfile.TemporaryDirectory() as folder:
+        numbers = {name: number for number, name in enumerate(_ids([*regions, *change.after]), start=1)}
+        panes = [
+            _pane(opened, numbers, shown, _ids(marked))
+            for shown, marked in ((regions, change.before), (change.result, change.after))
+        ]
+        half = max(1, round(CLIP_S / 2 * opened.info.fps))
+        middle = int(opened.timeline.decoded_index([row["shown"]])[0])
+        first = max(0, min(middle - half, opened.info.frames - 2 * half))
+        out = Path(folder) / "clip.mp4"
+        render_clip(opened.path, opened.info, out, panes, first, first + 2 * half - 1, numbers=True)
+        sha256 = container.artifacts.put(out, clip_name(project_id, moment_id))
+    if not store.note_clip(moment_id, sha256):  # the task was reviewed again meanwhile
+        container.artifacts.remove(clip_name(project_id, moment_id), sha256)
+    return sha256
+
+
+def _ids(regions: Sequence[Region]) -> list[str]:
+    return list(dict.fromkeys(str(region.get("id")) for region in regions))
+
+
+def _pane(
+    video: AnnotatedVideo, numbers: Mapping[str, int], regions: Sequence[Region], marked: Sequence[str]
+) -> ClipPane:
+    """Return a pane of a clip with some regions.
+
+    Args:
+        numbers: by which they are shown, by id.
+        marked: ids of those that the clip is about.
+    """
+    import numpy as np
+
+    from ml_backend.core.types import Track
+    from ml_backend.datasets.selection import chosen_label
+    from ml_backend.label_studio.regions import RegionKeys
+    from ml_backend.rendering.clips import ClipPane
+
+    labels = {label.value for label in video.task_video.control.labels}
+    tracks = []
+    for region in regions:
+        frames, xyxy = video.frame_map.boxes(RegionKeys.read(region))
+        conf = np.ones(len(frames), np.float32)
+        number = numbers[str(region.get("id"))]
+        tracks.append(Track(number, frames, xyxy.astype(np.float32), conf, {}, chosen_label(region, labels), 1.0))
+    ids = {numbers[name] for name in marked}
+    return ClipPane("", tracks, [track for track in tracks if track.track_id in ids])

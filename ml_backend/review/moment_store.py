@@ -1,0 +1,184 @@
+"""Store suspicious moments, and what people decided about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from ml_backend.core.timestamps import ensure_utc
+from ml_backend.db.storage import Storage
+from ml_backend.db.tables import moments, repairs
+
+#: Most moments of a task that are kept, those with the largest gain.
+MAX_PER_TASK = 50
+#: A moment, or a decision, as a row of the database.
+Row = dict[str, Any]
+#: Columns by which the queue can be filtered.
+FILTERS = ("task_id", "kind", "label", "author")
+#: Actions that change no region. A skipped moment stays in the queue, at its end.
+SKIP, DISMISS = "skip", "dismiss"
+
+
+class MomentStore:
+    """Reads and writes the tables of moments and repairs. Safe across threads and processes."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._storage.guard(), self._storage.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with self._storage.guard(), self._storage.engine.begin() as connection:
+            yield connection
+
+    # -- moments
+
+    def replace_task(self, project_id: int, task_id: int, found: Sequence[Row]) -> dict[str, str]:
+        """Store the moments of a task in place of its earlier ones; those that were found again keep their clips.
+
+        Args:
+            found: rows without ``project_id``, ``task_id`` and ``clip``.
+
+        Returns:
+            SHA-256 of the clips that are not used any more, by moment.
+        """
+        best = sorted(found, key=lambda row: -row["gain"])
+        unique = list({row["id"]: row for row in reversed(best)}.values())[::-1][:MAX_PER_TASK]
+        own = (moments.c.project_id == project_id) & (moments.c.task_id == task_id)
+        with self._write() as connection:
+            clips = {row.id: row.clip for row in connection.execute(sa.select(moments.c.id, moments.c.clip).where(own))}
+            connection.execute(sa.delete(moments).where(own))
+            rows = [
+                {**row, "project_id": project_id, "task_id": task_id, "clip": clips.pop(row["id"], "")}
+                for row in unique
+            ]
+            if rows:
+                connection.execute(sa.insert(moments), rows)
+        return {name: sha256 for name, sha256 in clips.items() if sha256}
+
+    def forget_task(self, project_id: int, task_id: int) -> dict[str, str]:
+        """Remove a deleted task's moments and decisions; returns as :meth:`replace_task` does."""
+        with self._write() as connection:
+            own = (repairs.c.project_id == project_id) & (repairs.c.task_id == task_id)
+            connection.execute(sa.delete(repairs).where(own))
+        return self.replace_task(project_id, task_id, [])
+
+    def tasks(self, project_id: int) -> set[int]:
+        """Return the tasks that have moments or decisions."""
+        with self._read() as connection:
+            return {
+                task_id
+                for table in (moments, repairs)
+                for task_id in connection.scalars(
+                    sa.select(table.c.task_id).where(table.c.project_id == project_id).distinct()
+                )
+            }
+
+    def get(self, project_id: int, moment_id: str) -> Row | None:
+        query = sa.select(moments).where(moments.c.project_id == project_id, moments.c.id == moment_id)
+        with self._read() as connection:
+            row = connection.execute(query).mappings().first()
+        return dict(row) if row else None
+
+    def note_clip(self, moment_id: str, sha256: str) -> bool:
+        """Store the digest of a moment's clip; return whether the moment is still there."""
+        with self._write() as connection:
+            found = connection.execute(sa.update(moments).where(moments.c.id == moment_id).values(clip=sha256))
+            return bool(found.rowcount)
+
+    def queue(self, project_id: int, filters: Mapping[str, Any], limit: int, offset: int) -> tuple[list[Row], int]:
+        """Return undecided moments, skipped ones last, else the largest gain first; and the number of all.
+
+        Args:
+            filters: values by column, of :data:`FILTERS`.
+        """
+        skipped = sa.exists().where(_decision(moments.c.id), repairs.c.action == SKIP)
+        order = (skipped, moments.c.gain.desc(), moments.c.id)
+        with self._read() as connection:
+            query = _open(sa.select(moments, skipped.label("skipped")), project_id, filters)
+            rows = connection.execute(query.order_by(*order).limit(limit).offset(offset)).mappings()
+            total = connection.scalar(_open(sa.select(sa.func.count(moments.c.id)), project_id, filters))
+            return [dict(row) for row in rows], int(total or 0)
+
+    def values(self, project_id: int) -> dict[str, list[tuple[Any, int]]]:
+        """Return by column of :data:`FILTERS` the values of undecided moments and how often each occurs."""
+        found = {}
+        with self._read() as connection:
+            for name in FILTERS:
+                column = moments.c[name]
+                query = _open(sa.select(column, sa.func.count()), project_id, {}).group_by(column).order_by(column)
+                found[name] = [(value, int(count)) for value, count in connection.execute(query)]
+        return found
+
+    # -- decisions
+
+    def add(self, **values: Any) -> int:
+        """Store a decision; return its id."""
+        row = {"at": datetime.now(timezone.utc), "undone_by": "", **values}
+        with self._write() as connection:
+            return int(connection.execute(sa.insert(repairs).values(**row)).inserted_primary_key[0])  # type: ignore[index]
+
+    def decision(self, project_id: int, repair_id: int) -> Row | None:
+        rows = self._decisions(repairs.c.project_id == project_id, repairs.c.id == repair_id)
+        return rows[0] if rows else None
+
+    def decided(self, moment_id: str) -> Row | None:
+        """Return the decision on a moment that is in force, unless it was skipped only."""
+        rows = self._decisions(_decision(moment_id), repairs.c.action != SKIP)
+        return rows[0] if rows else None
+
+    def history(self, project_id: int, limit: int) -> list[Row]:
+        """Return the last decisions, newest first."""
+        return self._decisions(repairs.c.project_id == project_id)[:limit]
+
+    def replayed(self, task_id: int, annotation_id: int = 0) -> list[Row]:
+        """Return the repairs of a task's prediction, or of an annotation, that are in force, in order."""
+        own = (repairs.c.task_id == task_id) & (repairs.c.annotation_id == annotation_id)
+        return self._decisions(own, _in_force())[::-1]
+
+    def repaired_tasks(self, task_ids: Sequence[int]) -> set[int]:
+        """Return those of some tasks whose prediction was repaired."""
+        query = sa.select(repairs.c.task_id).where(
+            repairs.c.task_id.in_(task_ids), repairs.c.annotation_id == 0, _in_force()
+        )
+        with self._read() as connection:
+            return set(connection.scalars(query.distinct()))
+
+    def undo(self, repair_id: int, by: str) -> None:
+        with self._write() as connection:
+            values = {"undone_by": by, "undone_at": datetime.now(timezone.utc)}
+            connection.execute(sa.update(repairs).where(repairs.c.id == repair_id).values(**values))
+
+    def _decisions(self, *conditions: sa.ColumnElement[bool]) -> list[Row]:
+        """Return decisions, newest first."""
+        query = sa.select(repairs).where(*conditions).order_by(repairs.c.id.desc())
+        with self._read() as connection:
+            return [
+                {**row, "at": ensure_utc(row["at"]), "undone_at": row["undone_at"] and ensure_utc(row["undone_at"])}
+                for row in connection.execute(query).mappings()
+            ]
+
+
+def _decision(moment_id: Any) -> sa.ColumnElement[bool]:
+    return sa.and_(repairs.c.moment_id == moment_id, repairs.c.undone_at.is_(None))
+
+
+def _in_force() -> sa.ColumnElement[bool]:
+    """Restrict to repairs, which change regions, that are not undone."""
+    return sa.and_(repairs.c.undone_at.is_(None), repairs.c.action.not_in((SKIP, DISMISS)))
+
+
+def _open(query: Any, project_id: int, filters: Mapping[str, Any]) -> Any:
+    """Restrict a query to undecided moments."""
+    decided = sa.exists().where(_decision(moments.c.id), repairs.c.action != SKIP)
+    chosen = [moments.c[name] == value for name, value in filters.items()]
+    return query.select_from(moments).where(moments.c.project_id == project_id, ~decided, *chosen)

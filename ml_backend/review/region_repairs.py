@@ -1,0 +1,296 @@
+"""Repairs of Label Studio's regions: as plain JSON, and carried out on results.
+
+Only the regions concerned change, and of these only what the repair changes: their other keyframes stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ml_backend.core.boxes import iou_pairs
+from ml_backend.core.errors import ConfigError, Conflict
+from ml_backend.core.keyframes import interpolate, simplify
+from ml_backend.core.types import IntArray, Track
+from ml_backend.label_studio.regions import MALFORMED, Region, RegionKeys, region_boxes
+from ml_backend.review.repairs import Delete, Join, Relabel, Repair, SetBoxes, SplitAt, SwapFrom, Trim, apply_repair
+
+#: A repair as JSON: ``do``, ``region``, and depending on that ``other``, ``frame``, ``first``, ``last``, ``label``,
+#: ``fill``, ``blend``, ``sequence``. Frames are 1-based, on Label Studio's timeline.
+RepairJson = dict[str, Any]
+
+#: IoU within which new keyframes follow the boxes of a repair.
+MIN_IOU = 0.98
+#: Decimals of a box in percent; a thousandth of a pixel of a 4K video.
+DECIMALS = 4
+#: Shares of frames that two regions have in common, and mean IoU there, from which they are the same track.
+SAME_FRAMES, SAME_IOU = 0.8, 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class RegionChange:
+    """What a repair changes in a result.
+
+    Attributes:
+        result: all regions and other results afterwards.
+        before: regions that were replaced.
+        after: regions that replaced them; fewer, more or none.
+    """
+
+    result: list[Region]
+    before: list[Region]
+    after: list[Region]
+
+
+def repair_to_json(repair: Repair, region_ids: Mapping[int, str], width: float, height: float) -> RepairJson:
+    """Describe a repair of tracks, whose frames and boxes are those of ``review.reading``, as one of regions.
+
+    Args:
+        region_ids: by track id.
+        width, height: of the picture, in the boxes' unit.
+
+    Raises:
+        ValueError: the repair adds a track, which is no region yet.
+    """
+    match repair:
+        case SplitAt(track, frame):
+            return {"do": "split", "region": region_ids[track], "frame": frame + 1}
+        case Join(track, later, fill):
+            return {"do": "join", "region": region_ids[track], "other": region_ids[later], "fill": fill}
+        case SwapFrom(track, other, frame, blend):
+            ids = {"region": region_ids[track], "other": region_ids[other]}
+            return {"do": "swap", **ids, "frame": frame + 1, "blend": blend}
+        case Relabel(track, label):
+            return {"do": "relabel", "region": region_ids[track], "label": label}
+        case Trim(track, first, last):
+            return {"do": "end", "region": region_ids[track], "first": first + 1, "last": last + 1}
+        case Delete(track):
+            return {"do": "delete", "region": region_ids[track]}
+        case SetBoxes(track, first, last, frames, xyxy):
+            percent = xyxy.astype(np.float64) * (100 / np.array([width, height] * 2))
+            sequence = _sequence(frames, percent, frames[:0], last + 1, 1.0)
+            return {"do": "boxes", "region": region_ids[track], "first": first + 1, "last": last + 1} | {
+                "sequence": sequence
+            }
+    raise ValueError(f"expected a repair of regions, got {repair}")
+
+
+def repair_result(result: Sequence[Region], repair: RepairJson) -> RegionChange:
+    """Carry out a repair.
+
+    Raises:
+        Conflict: a region does not exist any more, or the repair changes nothing in it.
+        ConfigError: a region is malformed, or rotated.
+    """
+    ids = [repair["region"], *filter(None, [repair.get("other")])]
+    by_id = {str(region.get("id")): region for region in result if region.get("type") == "videorectangle"}
+    if missing := [name for name in ids if name not in by_id]:
+        raise Conflict(f"The region {missing[0]} does not exist any more.", "Choose another moment.")
+    before = [by_id[name] for name in ids]
+    try:
+        after = _repaired(before, repair)
+    except MALFORMED as error:
+        if isinstance(error, ValueError) and str(error).startswith("expected"):
+            raise Conflict("The repair changes nothing there.", "Choose another frame, or another repair.") from error
+        raise ConfigError(f"The region {ids[0]} is malformed: {error!r}.", "Repair it in Label Studio.") from error
+    return RegionChange(_replaced(result, before, after), before, after)
+
+
+def replay(result: Sequence[Region], before: Sequence[Region], after: Sequence[Region]) -> RegionChange | None:
+    """Replace the regions that show the same tracks as ``before`` by ``after``, as a repair did.
+
+    Labels that differ from those of ``before`` are newer, and kept.
+
+    Returns:
+        ``None`` if a track is not there.
+    """
+    found: list[Region] = []
+    for region in before:
+        others = [item for item in result if item.get("type") == "videorectangle" and item not in found]
+        same = next((item for item in others if is_same_track(item, region, exact=True)), None)
+        same = same or next((item for item in others if is_same_track(item, region)), None)
+        if same is None:
+            return None
+        found.append(same)
+    newer = {
+        tuple(_labels(old)): _labels(new)
+        for old, new in zip(before, found, strict=True)
+        if _labels(new) != _labels(old)
+    }
+    replaced = [
+        {**region, "value": {**region["value"], "labels": newer.get(tuple(_labels(region)), _labels(region))}}
+        for region in after
+    ]
+    return RegionChange(_replaced(result, found, replaced), found, replaced)
+
+
+def is_same_track(a: Region, b: Region, *, exact: bool = False) -> bool:
+    """Return whether two regions of a video have the same boxes, or with ``exact`` the same keyframes."""
+    if a.get("to_name") != b.get("to_name"):
+        return False
+    if exact:
+        return bool(a["value"]["sequence"] == b["value"]["sequence"])
+    try:
+        count = max(int(item["value"].get("framesCount") or 0) for item in (a, b))
+        _, boxes, visible = region_boxes(a, 100, 100, np.arange(1, count + 1))
+        _, other_boxes, other_visible = region_boxes(b, 100, 100, np.arange(1, count + 1))
+    except MALFORMED:
+        return False
+    both = visible & other_visible
+    if both.sum() < SAME_FRAMES * max((visible | other_visible).sum(), 1):
+        return False
+    return bool(iou_pairs(boxes[both], other_boxes[both]).mean() >= SAME_IOU)
+
+
+def region_digest(region: Region) -> str:
+    """Return a digest of what a repair depends on: keyframes and labels, 16 hex digits."""
+    return digest(region.get("to_name"), region["value"].get("sequence"), _labels(region))
+
+
+def digest(*facts: Any) -> str:
+    """Return a digest of plain JSON, 16 hex digits."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def describe_json(repair: RepairJson) -> str:
+    """Return a sentence about what a repair does; frames as in Label Studio."""
+    match repair["do"]:
+        case "split":
+            return f"Split at frame {repair['frame']}."
+        case "join":
+            return "Joined two tracks."
+        case "swap":
+            return f"Exchanged with another track from frame {repair['frame']} on."
+        case "relabel":
+            return f"Labelled {repair['label']}."
+        case "end":
+            return f"Kept from frame {repair['first']} to {repair['last']} only."
+        case "boxes":
+            return f"Boxes corrected from frame {repair['first']} to {repair['last']}."
+        case _:
+            return "Deleted."
+
+
+def _labels(region: Region) -> list[str]:
+    return list(region["value"].get("labels") or [])
+
+
+def _replaced(result: Sequence[Region], before: Sequence[Region], after: Sequence[Region]) -> list[Region]:
+    """Return a result with ``after`` at the place of the first of ``before``."""
+    out: list[Region] = []
+    waiting = [*after]
+    for region in result:
+        if any(region is old for old in before):
+            out += waiting
+            waiting = []
+        else:
+            out.append(region)
+    return out
+
+
+def _repaired(before: Sequence[Region], repair: RepairJson) -> list[Region]:
+    region = before[0]
+    match repair["do"]:
+        case "relabel":
+            if _labels(region) == [repair["label"]]:
+                raise ValueError("expected another label")
+            return [_changed(region, {**region["value"], "labels": [repair["label"]]})]
+        case "delete":
+            return []
+    tracks = [_track(item, number) for number, item in enumerate(before)]
+    keyframes = np.unique(np.concatenate([RegionKeys.read(item).frames for item in before]))
+    repaired = apply_repair(tracks, _from_json(repair, region))
+    out = []
+    for track in repaired:
+        source = before[track.track_id] if track.track_id < len(before) else region
+        value = source["value"]
+        count, seconds = int(value.get("framesCount") or 0), float(value.get("duration") or 0)
+        rate = count / seconds if seconds else 1.0
+        last = max(count, int(track.frames[-1]) + 1)
+        sequence = _sequence(track.frames, track.xyxy.astype(np.float64), keyframes, last, rate)
+        new = _changed(source, {**value, "sequence": sequence, "labels": [track.label] if track.label else []})
+        if track.track_id >= len(before):
+            new["id"] = digest(region.get("id"), repair)[:10]
+        out.append(new)
+    return out
+
+
+def _changed(region: Region, value: Mapping[str, Any]) -> Region:
+    out = {**region, "value": {**value}}
+    if out.get("origin") == "prediction":  # else it would count as accepted untouched
+        out["origin"] = "prediction-changed"
+    return out
+
+
+def _track(region: Region, number: int) -> Track:
+    """Return a region as a track of boxes in percent; frame 0 is Label Studio's frame 1."""
+    keys = RegionKeys.read(region)
+    if keys.rotation is not None:
+        raise ConfigError(f"The region {region.get('id')} is rotated.", "Repair it in Label Studio.")
+    first, last = (int(keys.frames[0]), int(keys.frames[-1])) if len(keys.frames) else (1, 0)
+    frames = np.arange(max(first, 1), max(last, int(region["value"].get("framesCount") or 0)) + 1)
+    xyxy, visible = keys.boxes(100, 100, frames)
+    labels = _labels(region)
+    return Track(
+        number,
+        frames[visible] - 1,
+        xyxy[visible].astype(np.float32),
+        np.ones(int(visible.sum()), np.float32),
+        label=labels[0] if labels else None,
+    )
+
+
+def _from_json(repair: RepairJson, region: Region) -> Repair:
+    """Return the repair of tracks 0 and 1 that a repair of regions is."""
+    match repair["do"]:
+        case "split":
+            return SplitAt(0, repair["frame"] - 1)
+        case "join":
+            return Join(0, 1, repair.get("fill", True))
+        case "swap":
+            return SwapFrom(0, 1, repair["frame"] - 1, repair.get("blend", 0))
+        case "end":
+            return Trim(0, repair["first"] - 1, repair["last"] - 1)
+        case "boxes":
+            first, last = repair["first"], repair["last"]
+            value = {**region["value"], "sequence": repair["sequence"], "framesCount": last}
+            new = _track({"value": value}, 0)
+            inside: Any = (new.frames >= first - 1) & (new.frames <= last - 1)
+            return SetBoxes(0, first - 1, last - 1, new.frames[inside], new.xyxy[inside])
+    raise ConfigError(f"There is no repair {repair['do']!r}.")
+
+
+def _sequence(
+    frames: IntArray, percent: Any, keyframes: IntArray, frames_count: int, rate: float
+) -> list[dict[str, Any]]:
+    """Return the keyframes of boxes ``(n, 4)`` in percent on 0-based ``frames``.
+
+    Args:
+        keyframes: 1-based frames that are kept as keyframes.
+        frames_count: of the timeline: a region that ends there need not be ended.
+    """
+    sequence: list[dict[str, Any]] = []
+    shown = frames + 1
+    for rows in np.split(np.arange(len(shown)), np.flatnonzero(np.diff(shown) > 1) + 1):
+        span, boxes = shown[rows], percent[rows]
+        keys = np.union1d(span[[0, -1]], np.intersect1d(keyframes, span))
+        if (iou_pairs(interpolate(keys, boxes[keys - span[0]], span), boxes) < MIN_IOU).any():
+            keys = np.union1d(keys, simplify(span, boxes, MIN_IOU)[0])
+        for frame, box in zip(keys.tolist(), boxes[keys - span[0]], strict=True):
+            x1, y1, x2, y2 = np.round(box, DECIMALS + 2).tolist()
+            size = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
+            sequence.append(
+                {
+                    "frame": frame,
+                    "enabled": frame != span[-1] or frame >= frames_count,
+                    **{name: round(value, DECIMALS) for name, value in size.items()},
+                    "rotation": 0,
+                    "time": round(frame / rate, 6),
+                }
+            )
+    return sequence
