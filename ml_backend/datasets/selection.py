@@ -37,6 +37,7 @@ class Submission:
         score: of the whole prediction.
         annotation_id: Label Studio's id; ``None`` for predictions and files without ids.
         model_version: of a prediction; empty for an annotation.
+        prediction_id: Label Studio's id; ``None`` for annotations and files without ids.
     """
 
     result: list[Mapping[str, Any]]
@@ -46,6 +47,7 @@ class Submission:
     score: float | None = None
     annotation_id: int | None = None
     model_version: str = ""
+    prediction_id: int | None = None
 
     @property
     def author(self) -> str:
@@ -88,7 +90,8 @@ def submissions(
         return []
     newest = max(predicted, key=lambda p: (str(p.get("created_at") or p.get("updated_at") or ""), _id(p)))
     version = str(newest.get("model_version") or "")
-    return [Submission(_result(newest), {}, "", True, valid_score(newest.get("score")), model_version=version)]
+    score, number = valid_score(newest.get("score")), _id(newest) or None
+    return [Submission(_result(newest), {}, "", True, score, model_version=version, prediction_id=number)]
 
 
 def _rank(annotation: Mapping[str, Any]) -> tuple[bool, str, int]:

@@ -269,6 +269,7 @@ repairs = sa.Table(
     sa.Column("at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("annotation_id", sa.Integer, nullable=False),  # that was written; 0: a prediction, or nothing
     sa.Column("base_id", sa.Integer, nullable=False),  # annotation that it began with; 0: a prediction
+    sa.Column("written", sa.String(16), nullable=False),  # digest of the result that was written
     sa.Column("before", sa.JSON, nullable=False),  # regions that were replaced
     sa.Column("after", sa.JSON, nullable=False),  # regions that replaced them
     sa.Column("undone_by", sa.String(255), nullable=False),

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_backend.core.errors import LabelStudioError
 from ml_backend.jobs.container import Container
+from ml_backend.jobs.services.reviews import with_repairs
 from ml_backend.label_studio.client import NotFound
 from ml_backend.labeling.model_version import is_outdated, is_partial, same_kind
 
@@ -53,10 +54,12 @@ def deliver_partial(container: Container, key: str, prediction: dict[str, Any]) 
 
 
 def deliver_one(container: Container, task_id: int, prediction: dict[str, Any]) -> None:
+    """Push a prediction to a task, with the repairs of an earlier one where it finds the same tracks."""
     version = prediction["model_version"]
     with container.queue.task_lock("deliver", task_id):
         try:
             task = container.client.get_task(task_id)
+            prediction = with_repairs(container.storage, task_id, prediction)
             if version in task.prediction_versions:
                 # Label Studio may have requested it itself, beside the partial one.
                 if not task.annotations and any(map(is_partial, task.prediction_versions)):

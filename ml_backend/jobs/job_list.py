@@ -32,6 +32,8 @@ KINDS = {
     "refresh": "refresh",
     "train": "train",
 }
+#: Job functions that are not listed: there are many, and the page that wants them shows what becomes of them.
+_UNLISTED = ("render_moment",)
 #: Job functions whose second argument is a task id.
 _OF_TASK = ("prepare_task", "help_detect", "render_video", "render_custom_video")
 #: RQ state -> state in the API.
@@ -81,7 +83,7 @@ class JobList:
         """Return running jobs, then waiting ones, then those that have ended lately, newest first."""
         with self._queue.guard():
             ids = {name for queue in self._queue.queues.values() for name in _ids(queue)}
-            items = [self._view(job) for job in self._queue.fetch_many(sorted(ids))]
+            items = [self._view(job) for job in self._queue.fetch_many(sorted(ids)) if job.function not in _UNLISTED]
         return sorted((item for item in items if project_id in (None, item["project"])), key=_order)
 
     def cancel(self, job_id: str) -> dict[str, Any] | None:

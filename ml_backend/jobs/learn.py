@@ -21,6 +21,7 @@ from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.embeddings.loading import use_embedder
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.queue import ALL_TASKS
+from ml_backend.jobs.services.reviews import without_repairs
 from ml_backend.jobs.task_plan import PlannedVideo, cached_label_config, plan_task
 from ml_backend.label_studio.client import Annotation, NotFound, Prediction, Task
 from ml_backend.labeling.few_shot.digest import bank_digests
@@ -463,7 +464,9 @@ def record_review(container: Container, project_id: int, task_id: int) -> None:
         if store.is_current(project_id, task_id, annotation.id, fingerprint, changed):
             return
         prediction = _reviewed_prediction(container, annotation)
-        review = review_annotation(prediction.result if prediction else [], annotation.result)
+        # What a reviewer repaired before is no merit of the model.
+        predicted = without_repairs(container.storage, task_id, prediction.result) if prediction else []
+        review = review_annotation(predicted, annotation.result)
         version = prediction.model_version if prediction else ""
         store.put(project_id, task_id, TaskReview(annotation.id, version, review, fingerprint, submitted, changed))
     counts = ", ".join(f"{number} {kind}" for kind, number in review.counts.items() if number)

@@ -40,6 +40,8 @@ TARGETS_TTL_S = 7 * 24 * 3600
 RESULT_TTL_S = 7 * 24 * 3600
 #: Jobs that keep no result: nobody reads it, and there may be thousands of them.
 _RESULTLESS = ("prepare_task", "prepare_many", "predict", "help_detect", "refresh", "warm")
+#: Jobs whose result is read at once, or never.
+_BRIEF = ("render_moment",)
 #: Seconds after which the lock of a dead process expires.
 LOCK_S = 120
 #: Kind of pending work -> queue, module in ``ml_backend.jobs``, and function.
@@ -250,7 +252,7 @@ class JobQueue:
                         job_id=job_id,
                         unique=True,
                         timeout=JOB_TIMEOUT_S,
-                        result_ttl=0 if function in _RESULTLESS else RESULT_TTL_S,
+                        result_ttl=0 if function in _RESULTLESS else 60 if function in _BRIEF else RESULT_TTL_S,
                         failure_ttl=FAILURE_TTL_S,
                         retry=retry,
                         description=f"{function} {args}",
@@ -350,6 +352,11 @@ class JobQueue:
     def _follows(self) -> bool:
         """Return whether a worker serves the queue ``interactive``."""
         return any(INTERACTIVE in worker.queues for worker in self.workers())
+
+    def request_clip(self, project_id: int, moment_id: str) -> str:
+        """Request a clip of a suspicious moment, for which somebody waits; return the job's id."""
+        queue = INTERACTIVE if self._follows() else "control"
+        return self.request(queue, "render_moment", [project_id, moment_id], f"clip-{moment_id}", "review").job_id
 
     def request_warm(self, project_id: int, task_id: int, uri: str) -> None:
         """Request that a video is ready for drawn boxes, since its task was opened."""

@@ -19,7 +19,8 @@ from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.labeling.few_shot.pattern_store import video_key
-from ml_backend.review.moment_store import MomentStore, Row
+from ml_backend.review.moment_store import MomentStore, Row, clip_name
+from ml_backend.review.repair_json import digest
 
 if TYPE_CHECKING:
     from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo
@@ -98,7 +99,7 @@ def _moments(container: Container, video: TaskVideo, embedder: ResolvedModel | N
     """Yield the moments of a video as rows of the store."""
     from ml_backend.review.moments import find_moments
     from ml_backend.review.reading import open_for_review
-    from ml_backend.review.region_repairs import digest, region_digest, repair_to_json
+    from ml_backend.review.region_repairs import region_digest, repair_to_json
 
     crops = []
     if embedder is not None:
@@ -130,11 +131,6 @@ def _moments(container: Container, video: TaskVideo, embedder: ResolvedModel | N
                 "repair": repair_to_json(moment.repair, task.region_ids, task.video.width, task.video.height),
                 "regions": digests,
             }
-
-
-def clip_name(project_id: int, moment_id: str) -> str:
-    """Return the name of a moment's clip among the artifacts."""
-    return f"projects/{project_id}/moments/{moment_id}.mp4"
 
 
 @job

@@ -214,7 +214,7 @@ class LabelStudioClient:
             )
 
     def get_full_task(self, task_id: int, project_id: int) -> dict[str, Any]:
-        """Return one task as :meth:`list_full_tasks` does.
+        """Return one task as :meth:`list_full_tasks` does, and its ``drafts``.
 
         Raises:
             NotFound: it does not exist, or is of another project.
@@ -227,6 +227,7 @@ class LabelStudioClient:
                     "data": dict(task.data or {}),
                     "annotations": [_to_dict(item) for item in task.annotations or []],
                     "predictions": [_to_dict(item) for item in task.predictions or []],
+                    "drafts": [_to_dict(item) for item in task.drafts or []],
                 }
         raise NotFound(f"Task {task_id} is not in project {project_id}.", "Look up its id in Label Studio.")
 
@@ -310,11 +311,30 @@ class LabelStudioClient:
             lead_s = None if best.lead_time is None else float(best.lead_time)
             return task, Annotation(int(best.id), task_id, result, int(parent) if parent else None, *times, lead_s)
 
-    def create_annotation(self, task_id: int, result: Sequence[Mapping[str, Any]], prediction: int | None) -> int:
-        """Submit an annotation, optionally started from a prediction; return its id."""
+    def create_annotation(
+        self,
+        task_id: int,
+        result: Sequence[Mapping[str, Any]],
+        prediction: int | None,
+        *,
+        annotation: int | None = None,
+        ground_truth: bool = False,
+    ) -> int:
+        """Submit an annotation, optionally started from a prediction or another annotation; return its id."""
         with self._errors(f"annotate task {task_id}"):
-            parent = {} if prediction is None else {"parent_prediction": prediction}
-            return int(self.sdk.annotations.create(id=task_id, result=[dict(item) for item in result], **parent).id)
+            parents = {"parent_prediction": prediction, "parent_annotation": annotation}
+            given = {name: value for name, value in parents.items() if value is not None}
+            given |= {"ground_truth": True} if ground_truth else {}
+            return int(self.sdk.annotations.create(id=task_id, result=[dict(item) for item in result], **given).id)
+
+    def update_annotation(self, annotation_id: int, result: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the regions and other results of an annotation."""
+        with self._errors(f"update annotation {annotation_id}"):
+            self.sdk.annotations.update(id=annotation_id, result=[dict(item) for item in result])
+
+    def delete_annotation(self, annotation_id: int) -> None:
+        with self._errors(f"delete annotation {annotation_id}"):
+            self.sdk.annotations.delete(id=annotation_id)
 
     def list_predictions(self, task_id: int) -> list[Prediction]:
         """Return the predictions of a task with their results; empty if the task was deleted."""
@@ -354,14 +374,19 @@ class LabelStudioClient:
             ids = [p.id for p in self.sdk.predictions.list(task=task_id) if outdated(str(p.model_version or ""))]
             if not ids:
                 return False
+        self.update_prediction(task_id, max(ids), prediction)
+        return True
+
+    def update_prediction(self, task_id: int, prediction_id: int, prediction: Mapping[str, Any]) -> None:
+        """Overwrite a prediction with ``{"result", "score", "model_version"}``."""
+        with self._errors(f"renew a prediction of task {task_id}"):
             self.sdk.predictions.update(
-                max(ids),
+                prediction_id,
                 task=task_id,
                 result=prediction["result"],
                 score=prediction.get("score"),
                 model_version=prediction["model_version"],
             )
-        return True
 
     # -- files
 

@@ -3,24 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
+from ml_backend.review.kinds import MomentKind
 from ml_backend.review.repairs import Repair
-
-MomentKind = Literal[
-    "identity_jump",
-    "broken_life",
-    "label",
-    "jump",
-    "jitter",
-    "duplicate",
-    "no_object",
-    "no_box",
-    "frozen",
-    "overstay",
-    "geometry",
-]
-MOMENT_KINDS: tuple[MomentKind, ...] = get_args(MomentKind)
 
 
 @dataclass(frozen=True, slots=True)

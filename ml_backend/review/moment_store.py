@@ -123,7 +123,8 @@ class MomentStore:
 
     def add(self, **values: Any) -> int:
         """Store a decision; return its id."""
-        row = {"at": datetime.now(timezone.utc), "undone_by": "", **values}
+        nothing = {"annotation_id": 0, "base_id": 0, "written": "", "before": [], "after": []}
+        row = {"at": datetime.now(timezone.utc), "undone_by": "", **nothing, **values}
         with self._write() as connection:
             return int(connection.execute(sa.insert(repairs).values(**row)).inserted_primary_key[0])  # type: ignore[index]
 
@@ -140,10 +141,13 @@ class MomentStore:
         """Return the last decisions, newest first."""
         return self._decisions(repairs.c.project_id == project_id)[:limit]
 
-    def replayed(self, task_id: int, annotation_id: int = 0) -> list[Row]:
-        """Return the repairs of a task's prediction, or of an annotation, that are in force, in order."""
-        own = (repairs.c.task_id == task_id) & (repairs.c.annotation_id == annotation_id)
-        return self._decisions(own, _in_force())[::-1]
+    def replayed(self, task_id: int) -> list[Row]:
+        """Return the repairs of a task's prediction that are in force, in order."""
+        return self._decisions((repairs.c.task_id == task_id) & (repairs.c.annotation_id == 0), _in_force())[::-1]
+
+    def replayed_in(self, annotation_id: int) -> list[Row]:
+        """Return the repairs that are in force in an annotation, in order; none in one of a person."""
+        return self._decisions(repairs.c.annotation_id == annotation_id, _in_force())[::-1]
 
     def repaired_tasks(self, task_ids: Sequence[int]) -> set[int]:
         """Return those of some tasks whose prediction was repaired."""
@@ -152,6 +156,12 @@ class MomentStore:
         )
         with self._read() as connection:
             return set(connection.scalars(query.distinct()))
+
+    def note_written(self, annotation_id: int, digest: str) -> None:
+        """Store the digest of what was written to an annotation last, with all repairs of it."""
+        with self._write() as connection:
+            own = repairs.c.annotation_id == annotation_id
+            connection.execute(sa.update(repairs).where(own).values(written=digest))
 
     def undo(self, repair_id: int, by: str) -> None:
         with self._write() as connection:
@@ -166,6 +176,11 @@ class MomentStore:
                 {**row, "at": ensure_utc(row["at"]), "undone_at": row["undone_at"] and ensure_utc(row["undone_at"])}
                 for row in connection.execute(query).mappings()
             ]
+
+
+def clip_name(project_id: int, moment_id: str) -> str:
+    """Return the name of a moment's clip among the artifacts."""
+    return f"projects/{project_id}/moments/{moment_id}.mp4"
 
 
 def _decision(moment_id: Any) -> sa.ColumnElement[bool]:

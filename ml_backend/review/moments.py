@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from ml_backend.review import coverage, identity, labels, shape
-from ml_backend.review.finding import MOMENT_KINDS, Finding, MomentKind
+from ml_backend.review.finding import Finding
+from ml_backend.review.kinds import MOMENT_KINDS, MomentKind
 from ml_backend.review.repairs import Join, Repair, SplitAt, SwapFrom, changed_boxes
 from ml_backend.review.video import Evidence, ReviewVideo
 

@@ -5,8 +5,6 @@ Only the regions concerned change, and of these only what the repair changes: th
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +16,8 @@ from ml_backend.core.errors import ConfigError, Conflict
 from ml_backend.core.keyframes import interpolate, simplify
 from ml_backend.core.types import IntArray, Track
 from ml_backend.label_studio.regions import MALFORMED, Region, RegionKeys, region_boxes
+from ml_backend.review.repair_json import RepairJson, digest
 from ml_backend.review.repairs import Delete, Join, Relabel, Repair, SetBoxes, SplitAt, SwapFrom, Trim, apply_repair
-
-#: A repair as JSON: ``do``, ``region``, and depending on that ``other``, ``frame``, ``first``, ``last``, ``label``,
-#: ``fill``, ``blend``, ``sequence``. Frames are 1-based, on Label Studio's timeline.
-RepairJson = dict[str, Any]
 
 #: IoU within which new keyframes follow the boxes of a repair.
 MIN_IOU = 0.98
@@ -59,12 +54,12 @@ def repair_to_json(repair: Repair, region_ids: Mapping[int, str], width: float, 
     """
     match repair:
         case SplitAt(track, frame):
-            return {"do": "split", "region": region_ids[track], "frame": frame + 1}
+            return {"do": "split", "region": region_ids[track], "frame": int(frame) + 1}
         case Join(track, later, fill):
-            return {"do": "join", "region": region_ids[track], "other": region_ids[later], "fill": fill}
+            return {"do": "join", "region": region_ids[track], "other": region_ids[later], "fill": bool(fill)}
         case SwapFrom(track, other, frame, blend):
             ids = {"region": region_ids[track], "other": region_ids[other]}
-            return {"do": "swap", **ids, "frame": frame + 1, "blend": blend}
+            return {"do": "swap", **ids, "frame": int(frame) + 1, "blend": int(blend)}
         case Relabel(track, label):
             return {"do": "relabel", "region": region_ids[track], "label": label}
         case Trim(track, first, last):
@@ -80,8 +75,11 @@ def repair_to_json(repair: Repair, region_ids: Mapping[int, str], width: float, 
     raise ValueError(f"expected a repair of regions, got {repair}")
 
 
-def repair_result(result: Sequence[Region], repair: RepairJson) -> RegionChange:
+def repair_result(result: Sequence[Region], repair: RepairJson, note: str = "") -> RegionChange:
     """Carry out a repair.
+
+    Args:
+        note: who, when and what, which Label Studio shows with the regions.
 
     Raises:
         Conflict: a region does not exist any more, or the repair changes nothing in it.
@@ -98,6 +96,8 @@ def repair_result(result: Sequence[Region], repair: RepairJson) -> RegionChange:
         if isinstance(error, ValueError) and str(error).startswith("expected"):
             raise Conflict("The repair changes nothing there.", "Choose another frame, or another repair.") from error
         raise ConfigError(f"The region {ids[0]} is malformed: {error!r}.", "Repair it in Label Studio.") from error
+    if note:
+        after = [_noted(region, note) for region in after]
     return RegionChange(_replaced(result, before, after), before, after)
 
 
@@ -129,6 +129,24 @@ def replay(result: Sequence[Region], before: Sequence[Region], after: Sequence[R
     return RegionChange(_replaced(result, found, replaced), found, replaced)
 
 
+def reapply(result: Sequence[Region], decisions: Sequence[Mapping[str, Any]]) -> list[Region]:
+    """Return a new prediction's result with the repairs of an earlier one, as far as it finds the same tracks.
+
+    Args:
+        decisions: with ``before`` and ``after``, in order.
+    """
+    out = list(result)
+    for item in decisions:
+        change = replay(out, item["before"], item["after"])
+        out = change.result if change else out
+    return out
+
+
+def take_back(result: Sequence[Region], decisions: Sequence[Mapping[str, Any]]) -> list[Region]:
+    """Return a prediction's result without repairs, as the model made it."""
+    return reapply(result, [{"before": item["after"], "after": item["before"]} for item in reversed(decisions)])
+
+
 def is_same_track(a: Region, b: Region, *, exact: bool = False) -> bool:
     """Return whether two regions of a video have the same boxes, or with ``exact`` the same keyframes."""
     if a.get("to_name") != b.get("to_name"):
@@ -152,28 +170,9 @@ def region_digest(region: Region) -> str:
     return digest(region.get("to_name"), region["value"].get("sequence"), _labels(region))
 
 
-def digest(*facts: Any) -> str:
-    """Return a digest of plain JSON, 16 hex digits."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def describe_json(repair: RepairJson) -> str:
-    """Return a sentence about what a repair does; frames as in Label Studio."""
-    match repair["do"]:
-        case "split":
-            return f"Split at frame {repair['frame']}."
-        case "join":
-            return "Joined two tracks."
-        case "swap":
-            return f"Exchanged with another track from frame {repair['frame']} on."
-        case "relabel":
-            return f"Labelled {repair['label']}."
-        case "end":
-            return f"Kept from frame {repair['first']} to {repair['last']} only."
-        case "boxes":
-            return f"Boxes corrected from frame {repair['first']} to {repair['last']}."
-        case _:
-            return "Deleted."
+def _noted(region: Region, note: str) -> Region:
+    meta = region.get("meta") or {}
+    return {**region, "meta": {**meta, "repaired": note, "text": "; ".join(filter(None, [note, meta.get("text")]))}}
 
 
 def _labels(region: Region) -> list[str]:
@@ -181,7 +180,7 @@ def _labels(region: Region) -> list[str]:
 
 
 def _replaced(result: Sequence[Region], before: Sequence[Region], after: Sequence[Region]) -> list[Region]:
-    """Return a result with ``after`` at the place of the first of ``before``."""
+    """Return a result with ``after`` at the place of the first of ``before``, at the end without these."""
     out: list[Region] = []
     waiting = [*after]
     for region in result:
@@ -190,7 +189,7 @@ def _replaced(result: Sequence[Region], before: Sequence[Region], after: Sequenc
             waiting = []
         else:
             out.append(region)
-    return out
+    return out + waiting
 
 
 def _repaired(before: Sequence[Region], repair: RepairJson) -> list[Region]:
@@ -287,7 +286,7 @@ def _sequence(
             sequence.append(
                 {
                     "frame": frame,
-                    "enabled": frame != span[-1] or frame >= frames_count,
+                    "enabled": frame != int(span[-1]) or frame >= frames_count,
                     **{name: round(value, DECIMALS) for name, value in size.items()},
                     "rotation": 0,
                     "time": round(frame / rate, 6),

@@ -10,6 +10,7 @@ from ml_backend.core.errors import BackendError
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.patterns import Patterns
+from ml_backend.jobs.services.reviews import Reviews
 from ml_backend.server.drawing import DrawingService
 from ml_backend.server.metrics import Metrics
 from ml_backend.server.prediction_service import PredictionService
@@ -51,6 +52,10 @@ class WebContainer(Container):
     @cached_property
     def patterns(self) -> Patterns:
         return Patterns(self)
+
+    @cached_property
+    def reviews(self) -> Reviews:
+        return Reviews(self)
 
     def warm_up(self) -> None:
         """Load in a background thread what the first requests would otherwise wait for.

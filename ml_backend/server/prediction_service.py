@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from ml_backend.core.errors import BackendError, PredictionFailed, QueueUnavailable, RequestError
@@ -15,6 +15,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
 from ml_backend.jobs.project_models import ProjectModels, ProjectModelStore
 from ml_backend.jobs.queue import JobQueue
+from ml_backend.jobs.services.reviews import repaired_tasks, with_repairs
 from ml_backend.jobs.task_plan import TaskPlan, cached_label_config, plan_task
 from ml_backend.labeling.model_version import same_kind
 from ml_backend.training.policy import PolicyStore
@@ -132,7 +133,17 @@ class PredictionService:
             log.warning("Predictions for project %s: %s", project_id, failure)
         if len(errors) == len(tasks):
             raise errors[0]
-        return [b"[]" if isinstance(plan, BackendError) else predictions.get(plan.key, b"[]") for plan in plans]
+        repaired = repaired_tasks(self._storage, [plan.task_id for plan in plans if isinstance(plan, TaskPlan)])
+        return [
+            b"[]" if isinstance(plan, BackendError) else self._of_task(plan, predictions.get(plan.key), repaired)
+            for plan in plans
+        ]
+
+    def _of_task(self, plan: TaskPlan, prediction: bytes | None, repaired: Container[int]) -> bytes:
+        """Return a task's prediction, with the repairs of an earlier one."""
+        if prediction is None or plan.task_id not in repaired:
+            return prediction or b"[]"
+        return json.dumps(with_repairs(self._storage, plan.task_id, json.loads(prediction))).encode()
 
     def plan(self, task: Mapping[str, Any], project_id: int, label_config: str, models: ProjectModels) -> TaskPlan:
         """Return what is to be predicted of a task.

@@ -10,9 +10,9 @@ import pytest
 from ml_backend.core.errors import Conflict
 from ml_backend.db.storage import Storage
 from ml_backend.jobs.container import Container
-from ml_backend.jobs.review import clip_name, render_moment
+from ml_backend.jobs.review import render_moment
 from ml_backend.label_studio.client import NotFound
-from ml_backend.review.moment_store import MAX_PER_TASK, MomentStore
+from ml_backend.review.moment_store import MAX_PER_TASK, MomentStore, clip_name
 from ml_backend.video.probe import probe
 from tests.builders import label_config
 from tests.jobs.conftest import Site
@@ -104,10 +104,6 @@ def test_moments_go_with_their_task(here: Site, work: Work) -> None:
         action="dismiss",
         description="",
         by="anna",
-        annotation_id=0,
-        base_id=0,
-        before=[],
-        after=[],
     )
     here.sdk.tasks.delete(str(task))
     look(here, work, project, task)

@@ -10,13 +10,13 @@ import pytest
 from ml_backend.core.errors import ConfigError, Conflict
 from ml_backend.label_studio.regions import region_boxes
 from ml_backend.review.region_repairs import (
-    describe_json,
     is_same_track,
     region_digest,
     repair_result,
     repair_to_json,
     replay,
 )
+from ml_backend.review.repair_json import describe_json
 from ml_backend.review.repairs import Delete, Join, Relabel, Repair, SetBoxes, SplitAt, SwapFrom, Trim
 
 FRAMES = 100

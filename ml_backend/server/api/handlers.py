@@ -17,13 +17,16 @@ from cachetools import TTLCache, cached
 from flask import Response, jsonify, render_template, request, send_file
 
 import ml_backend
-from ml_backend.core.errors import BackendError, ConfigError, Conflict, WeightsError
+from ml_backend.core.errors import BackendError, ConfigError, Conflict, QueueUnavailable, WeightsError
 from ml_backend.core.outputs import Output, OutputFacts
 from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
+from ml_backend.jobs.services import reviews
 from ml_backend.jobs.services.connections import connect_project
 from ml_backend.jobs.worker_status import differing_settings
 from ml_backend.labeling.model_version import BASE, version_settings
+from ml_backend.review.moment_store import clip_name
+from ml_backend.review.repair_json import describe_json
 from ml_backend.server.api import requests, responses
 from ml_backend.server.api.docs_page import docs_context
 from ml_backend.server.api.routing import document, route
@@ -45,6 +48,8 @@ CACHE_S = 1.0
 #: Apps per process whose state is cached; tests create several.
 _APPS = 4
 _ACTOR = "control room"
+#: Seconds for which a request waits for a clip.
+CLIP_WAIT_S = 10.0
 #: Media types of downloads, by suffix.
 _MEDIA_TYPES = {".mp4": "video/mp4", ".zip": "application/zip", ".json": "application/json"}
 
@@ -550,6 +555,126 @@ def _send_file(path: Path) -> Response:
     response.headers["Content-Security-Policy"] = "default-src 'none'; media-src 'self'; sandbox"
     response.headers["Cache-Control"] = "private, no-cache"
     return response
+
+
+# -- review
+
+
+@route("GET", "/review", "Review")
+def review(query: requests.FindMoments) -> responses.ReviewQueue:
+    """List suspicious moments.
+
+    What is probably wrong in predictions, and in the annotations of annotated tasks. They are looked for in the
+    background after each prediction and each submitted annotation.
+    """
+    container, project = services(), query.project
+    filters = {"task_id": query.task, "kind": query.kind, "label": query.label, "author": query.author}
+    chosen = {name: value for name, value in filters.items() if value is not None}
+    rows, total = container.reviews.store.queue(project, chosen, query.limit, query.offset)
+    values = container.reviews.store.values(project)
+    return {
+        "project": project,
+        "moments": [_moment(row) for row in rows],
+        "total": total,
+        "filters": {
+            name.removesuffix("_id"): [{"value": value, "moments": count} for value, count in found]
+            for name, found in values.items()
+        },
+        "pending": container.storage.count_pending("review", project),
+    }
+
+
+def _moment(row: Mapping[str, Any]) -> responses.Moment:
+    names = ("id", "kind", "author", "label", "first", "last", "shown", "time", "score", "gain", "reason", "repair")
+    facts: Any = {name: row[name] for name in names}
+    facts |= {"task": row["task_id"], "is_prediction": not row["annotation_id"], "regions": list(row["regions"])}
+    facts |= {"proposal": describe_json(row["repair"]), "skipped": bool(row["skipped"]), "has_clip": bool(row["clip"])}
+    return facts  # type: ignore[no-any-return]
+
+
+@route(
+    "GET",
+    "/review/<moment_id>/clip",
+    "Review",
+    *(200, 206, 304),
+    starts_job=True,
+    errors=(409, 416, 422),
+    media=("video/mp4",),
+    headers=("Range", "If-None-Match"),
+)
+def moment_clip(query: requests.OfProject, moment_id: requests.MomentId) -> Response:
+    """Get a clip of a moment.
+
+    Two seconds, with the boxes before the proposed repair on the left and after it on the right. It is rendered when it
+    is first asked for, which takes about a second; if that takes longer, 503 is returned: ask again.
+    """
+    container = services()
+    row = container.reviews.store.get(query.project, moment_id)
+    if row is None:
+        raise Unknown("There is no such moment.", "Fetch the queue again: its task has changed.")
+    sha256 = row["clip"]
+    if not sha256:
+        job_id = container.queue.request_clip(query.project, moment_id)
+        ended, sha256 = container.queue.wait_for_result(job_id, CLIP_WAIT_S)
+        if not ended:
+            raise QueueUnavailable("The clip is still being rendered.", "Ask again in a few seconds.")
+    try:
+        path = container.artifacts.fetch(clip_name(query.project, moment_id), sha256)
+    except WeightsError as error:
+        container.reviews.store.note_clip(moment_id, "")
+        raise Unknown("The clip is gone.", "Ask again: it is rendered anew.") from error
+    return _send_file(path)
+
+
+@route("POST", "/repairs", "Review", errors=(409,))
+def repair(body: requests.Repair) -> responses.Repair:
+    """Answer a moment.
+
+    Carries out the proposed repair or another one, dismisses the moment, or skips it. A prediction is replaced by the
+    repaired one; later predictions keep the repair where they find the same track. Of an annotation another version is
+    made, which counts from then on; the person's own stays. If the task has changed since the moment was found, or
+    somebody else has decided it, 409 is returned and nothing is changed.
+    """
+    answer = reviews.Answer(body.action, body.by or _user(), body.frame, body.region, body.label)
+    return _decision(services().reviews.decide(body.project, body.moment, answer))
+
+
+@route("POST", "/repairs/undo", "Review", errors=(409,))
+def undo_repair(body: requests.UndoRepair) -> responses.Repair:
+    """Undo a decision.
+
+    What the repair changed is put back, unless it was changed again; then 409 is returned. A dismissed or skipped
+    moment returns to the queue.
+    """
+    return _decision(services().reviews.undo(body.project, body.repair, body.by or _user()))
+
+
+@route("GET", "/repairs", "Review")
+def repairs(query: requests.ListRepairs) -> responses.Repairs:
+    """List decisions about moments. Newest first: who decided what, and whether it was undone."""
+    rows = services().reviews.store.history(query.project, query.limit)
+    return {"project": query.project, "repairs": [_decision(row) for row in rows]}
+
+
+def _decision(row: Mapping[str, Any]) -> responses.Repair:
+    return {
+        "id": row["id"],
+        "project": row["project_id"],
+        "task": row["task_id"],
+        "moment": row["moment_id"],
+        "action": row["action"],
+        "description": row["description"],
+        "by": row["by"],
+        "at": row["at"].isoformat(),
+        "annotation": row["annotation_id"] or None,
+        "undone_by": row["undone_by"] or None,
+        "undone_at": row["undone_at"].isoformat() if row["undone_at"] else None,
+    }
+
+
+def _user() -> str:
+    """Return the user of Basic auth."""
+    return (request.authorization.username if request.authorization else None) or _ACTOR
 
 
 # -- jobs

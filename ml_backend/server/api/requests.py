@@ -19,6 +19,7 @@ from pydantic import (
 from ml_backend.core.outputs import NAME
 from ml_backend.core.settings import Mode
 from ml_backend.datasets.formats import FormatName
+from ml_backend.review.kinds import MomentKind
 
 
 def _whole(value: Any) -> Any:
@@ -64,6 +65,14 @@ FileName = Annotated[
 ]
 #: Number of a clip of a version.
 ClipNumber = Annotated[str, Field(pattern="^[0-9]$")]
+MomentId = Annotated[
+    str,
+    Field(pattern="^[0-9a-f]{16}$", description="Id of a suspicious moment.", examples=["0123456789abcdef"]),
+]
+FrameNumber = Annotated[int, Field(ge=1, lt=1 << 31, description="A frame, as Label Studio counts: from 1."), _Whole]
+#: Name of a person in records.
+PersonName = Annotated[str, Field(min_length=1, max_length=100, description="Who; by default the user of Basic auth.")]
+ReviewAction = Literal["accept", "split", "join", "swap", "relabel", "end", "delete", "dismiss", "skip"]
 ExportFormat = Literal["annotations", FormatName]
 
 
@@ -216,3 +225,49 @@ class Statistics(OfProject):
     """Selects statistics of a project."""
 
     fresh: Annotated[bool, Field(description="Recount, even if the cached statistics are recent.")] = False
+
+
+class FindMoments(OfProject):
+    """Selects suspicious moments."""
+
+    kind: Annotated[MomentKind | None, Field(description="Only of this kind.")] = None
+    label: Annotated[str | None, Field(max_length=255, description="Only of tracks with this label.")] = None
+    task: TaskId | None = None
+    author: Annotated[
+        str | None,
+        Field(max_length=255, description="Only in annotations of this person, or predictions of this version."),
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=200, description="Maximum number of results.")] = 20
+    offset: Annotated[int, Field(ge=0, lt=1 << 31, description="Number of results to leave out.")] = 0
+
+
+class Repair(OfProject):
+    """An answer to a suspicious moment."""
+
+    moment: MomentId
+    action: Annotated[
+        ReviewAction,
+        Field(
+            description="accept: carry out the proposed repair; split, join, swap (from a frame on), relabel, end or "
+            "delete: another one; dismiss: it is not a fault; skip: later."
+        ),
+    ]
+    frame: Annotated[FrameNumber | None, Field(description="Of split, swap and end; by default the moment's.")] = None
+    region: Annotated[
+        str | None, Field(max_length=255, description="One of the moment's regions; by default the first.")
+    ] = None
+    label: Annotated[LabelName | None, Field(description="Of relabel.")] = None
+    by: PersonName | None = None
+
+
+class ListRepairs(OfProject):
+    """Selects decisions about moments."""
+
+    limit: Annotated[int, Field(ge=1, le=500, description="Maximum number of results.")] = 20
+
+
+class UndoRepair(OfProject):
+    """A decision to undo."""
+
+    repair: Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the decision."), _Whole]
+    by: PersonName | None = None

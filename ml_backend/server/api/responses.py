@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import NotRequired, TypedDict
 
+from ml_backend.review.kinds import MomentKind
+
 Iso = Annotated[str, Field(description="ISO 8601 timestamp with time zone.")]
 JobState = Literal["queued", "waiting", "running", "cancelling", "finished", "failed", "cancelled"]
 
@@ -328,3 +330,73 @@ class Optimizing(Answer):
 
     requested: bool
     workers: list[str]
+
+
+class Moment(Answer):
+    """A suspicious moment: something in the tracks of a task is probably wrong."""
+
+    id: str
+    kind: MomentKind
+    task: int
+    author: Annotated[str, Field(description="The annotator, or the model version of the prediction.")]
+    is_prediction: bool
+    label: Annotated[str, Field(description="Of the track; empty without one.")]
+    regions: Annotated[list[str], Field(description="Ids of the regions concerned.")]
+    first: Annotated[int, Field(description="First frame, as Label Studio counts: from 1.")]
+    last: int
+    shown: Annotated[int, Field(description="The frame at which the repair shows best.")]
+    time: Annotated[float, Field(description="Of that frame, in seconds.")]
+    score: Annotated[float, Field(description="How certain it is, 0 to 1.")]
+    gain: Annotated[float, Field(description="Number of boxes that the repair is expected to put right.")]
+    reason: str
+    repair: Annotated[
+        dict[str, Any],
+        Field(
+            description="Proposed: do (split, join, swap, relabel, end, boxes or delete), region, and its arguments."
+        ),
+    ]
+    proposal: Annotated[str, Field(description="The proposed repair in words.")]
+    skipped: Annotated[bool, Field(description="Whether somebody has skipped it.")]
+    has_clip: Annotated[bool, Field(description="Whether its clip is rendered.")]
+
+
+class MomentValue(Answer):
+    """A value to filter by, and the number of its moments."""
+
+    value: str | int
+    moments: int
+
+
+class ReviewQueue(Answer):
+    """Undecided moments, the largest gain first, skipped ones last."""
+
+    project: int
+    moments: list[Moment]
+    total: Annotated[int, Field(description="Number of moments that match.")]
+    filters: Annotated[
+        dict[str, list[MomentValue]], Field(description="By filter (task, kind, label, author) what to choose from.")
+    ]
+    pending: Annotated[int, Field(description="Number of tasks that are still to be looked at.")]
+
+
+class Repair(Answer):
+    """A decision about a moment."""
+
+    id: int
+    project: int
+    task: int
+    moment: str
+    action: str
+    description: Annotated[str, Field(description="What was changed; empty if nothing was.")]
+    by: str
+    at: Iso
+    annotation: Annotated[int | None, Field(description="The annotation that was written; null for a prediction.")]
+    undone_by: Annotated[str | None, Field(description="null while it is in force.")]
+    undone_at: Iso | None
+
+
+class Repairs(Answer):
+    """Decisions about moments, newest first."""
+
+    project: int
+    repairs: list[Repair]

@@ -45,6 +45,7 @@ def upgrade() -> None:
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("annotation_id", sa.Integer, nullable=False),
         sa.Column("base_id", sa.Integer, nullable=False),
+        sa.Column("written", sa.String(16), nullable=False),
         sa.Column("before", sa.JSON, nullable=False),
         sa.Column("after", sa.JSON, nullable=False),
         sa.Column("undone_by", sa.String(255), nullable=False),

@@ -1,0 +1,35 @@
+"""Repairs of Label Studio's regions as plain JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+#: ``do``, ``region``, and depending on that ``other``, ``frame``, ``first``, ``last``, ``label``, ``fill``, ``blend``,
+#: ``sequence``. Frames are 1-based, on Label Studio's timeline.
+RepairJson = dict[str, Any]
+
+
+def digest(*facts: Any) -> str:
+    """Return a digest of plain JSON, 16 hex digits."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def describe_json(repair: RepairJson) -> str:
+    """Return a sentence about what a repair does; frames as in Label Studio."""
+    match repair["do"]:
+        case "split":
+            return f"Split at frame {repair['frame']}."
+        case "join":
+            return "Joined two tracks."
+        case "swap":
+            return f"Exchanged with another track from frame {repair['frame']} on."
+        case "relabel":
+            return f"Labelled {repair['label']}."
+        case "end":
+            return f"Kept from frame {repair['first']} to {repair['last']} only."
+        case "boxes":
+            return f"Boxes corrected from frame {repair['first']} to {repair['last']}."
+        case _:
+            return "Deleted."

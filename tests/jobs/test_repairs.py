@@ -1,0 +1,296 @@
+"""What people answer to suspicious moments, through the API, and what Label Studio has of it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from ml_backend.jobs.delivery import deliver_one
+from ml_backend.server.app import create_app
+from tests.builders import label_config
+from tests.jobs.conftest import Site
+from tests.jobs.test_review import JUMPS, SOUND, VERSION, Work, look, predicted
+from tests.jobs.test_review_job import counts, learn, submit
+from tests.review.test_region_repairs import region, shown
+from tests.server.control import Room
+
+CONFIG = label_config("person", "car")
+NEWER = "yolo.track.yolo.v1"
+#: Another track that jumps.
+TOO = region("too", [(1, 30.0, True), (70, 35.0, True), (71, 80.0, True), (100, 85.0, True)], y=55.0, score=0.9)
+
+
+@pytest.fixture
+def here(site: Callable[..., Site]) -> Site:
+    return site(mode="yolo")
+
+
+@pytest.fixture
+def project(here: Site) -> int:
+    return here.project(CONFIG)
+
+
+@pytest.fixture
+def room(here: Site) -> Room:
+    return Room(create_app(here.settings))
+
+
+def queue(room: Room, project: int, **filters: Any) -> list[dict[str, Any]]:
+    query = "".join(f"&{name}={value}" for name, value in filters.items())
+    found: list[dict[str, Any]] = room.get(f"/api/review?project={project}{query}")["moments"]
+    return found
+
+
+def answer(room: Room, project: int, moment: dict[str, Any], action: str, status: int = 200, **fields: Any) -> Any:
+    body = {"project": project, "moment": moment["id"], "action": action, "by": "anna", **fields}
+    return room.post("/api/repairs", body, status)
+
+
+def undo(room: Room, project: int, repair: dict[str, Any], status: int = 200) -> Any:
+    return room.post("/api/repairs/undo", {"project": project, "repair": repair["id"], "by": "ben"}, status)
+
+
+def regions(here: Site, task: int) -> list[dict[str, Any]]:
+    """Of the only prediction."""
+    (prediction,) = here.client.list_predictions(task)
+    return prediction.result
+
+
+def annotations(here: Site, task: int) -> list[dict[str, Any]]:
+    """All submitted ones, oldest first."""
+    address = f"{here.settings.label_studio_url}/api/tasks/{task}/annotations/"
+    found = httpx.get(address, headers=here.client.auth_headers(), timeout=30).json()
+    return sorted(found, key=lambda item: item["id"])
+
+
+def test_queue_by_gain_with_filters_and_pages(here: Site, project: int, room: Room, work: Work) -> None:
+    one, two = predicted(here, project, JUMPS, SOUND), predicted(here, project, JUMPS, TOO)
+    assert room.get(f"/api/review?project={project}")["moments"] == []
+    here.queue.request_review(project, [one, two])
+    assert room.get(f"/api/review?project={project}")["pending"] == 2
+    work(here)
+    told = room.get(f"/api/review?project={project}")
+    assert (told["total"], told["pending"]) == (3, 0)
+    gains = [moment["gain"] for moment in told["moments"]]
+    assert gains == sorted(gains, reverse=True)
+    assert told["filters"]["task"] == [{"value": one, "moments": 1}, {"value": two, "moments": 2}]
+    assert told["filters"]["author"] == [{"value": VERSION, "moments": 3}]
+    assert [m["task"] for m in queue(room, project, task=one)] == [one]
+    jumps = queue(room, project, kind="jump", label="person", author=VERSION)
+    assert jumps == [moment for moment in told["moments"] if moment["kind"] == "jump"] != []
+    assert queue(room, project, label="car") == queue(room, project, kind="duplicate") == []
+    pages = [queue(room, project, limit=1, offset=n)[0]["id"] for n in range(3)]
+    assert pages == [moment["id"] for moment in told["moments"]]
+    room.get(f"/api/review?project={project}&kind=nonsense", 400)
+
+
+def test_prediction_is_repaired_and_a_refresh_keeps_that(here: Site, project: int, room: Room, work: Work) -> None:
+    task = predicted(here, project, JUMPS, SOUND)
+    look(here, work, project, task)
+    (moment,) = queue(room, project)
+    assert (moment["proposal"], moment["is_prediction"], moment["shown"]) == ("Split at frame 51.", True, 51)
+    done = answer(room, project, moment, "accept")
+    assert (done["description"], done["by"], done["annotation"]) == ("Split at frame 51.", "anna", None)
+    first, second, sound = regions(here, task)
+    assert shown(first) | shown(second) == shown(JUMPS)
+    assert (first["id"], sound) == ("jumps", SOUND)
+    assert "Split at frame 51. anna, 20" in first["meta"]["text"]
+    (prediction,) = here.predictions(task)
+    assert (prediction.model_version, prediction.score) == (VERSION, 0.9)
+    assert queue(room, project) == []
+    container = look(here, work, project, task)
+    assert queue(room, project) == []
+    # Labels were learned meanwhile, which gives the same tracks another label and other scores.
+    renamed = {**JUMPS, "id": "new", "score": 0.7, "value": {**JUMPS["value"], "labels": ["car"]}}
+    deliver_one(container, task, {"model_version": NEWER, "score": 0.7, "result": [renamed, SOUND]})
+    kept = {item["id"]: item for item in here.client.list_predictions(task)[-1].result}
+    assert kept["jumps"]["value"]["sequence"] == first["value"]["sequence"]
+    assert [item["value"]["labels"] for item in kept.values()] == [["car"], ["car"], ["person"]]
+    assert undo(room, project, done)["undone_by"] == "ben"
+    restored = here.client.list_predictions(task)[-1].result
+    assert [shown(item) for item in restored] == [shown(JUMPS), shown(SOUND)]
+    undo(room, project, done, 409)
+    assert [item["undone_by"] for item in room.get(f"/api/repairs?project={project}")["repairs"]] == ["ben"]
+
+
+def test_prediction_that_label_studio_asks_for_is_repaired(here: Site, project: int, room: Room, work: Work) -> None:
+    task, other = (predicted(here, project, JUMPS, SOUND) for _ in range(2))
+    look(here, work, project, task)
+    answer(room, project, queue(room, project, task=task)[0], "accept")
+    service = room.services.prediction_service
+    data = [{"id": number, "data": here.data(number), "annotations": []} for number in (task, other)]
+    plan = service.plan(data[0], project, CONFIG, room.services.projects.models(project))
+    made = {"model_version": plan.version, "score": 0.9, "result": [JUMPS, SOUND]}
+    here.queue.storage.save_prediction(plan.key, project, made)
+    repaired, plain = service.predict(project, CONFIG, data)
+    assert [len(item["result"]) for item in (repaired, plain)] == [3, 2]
+
+
+def test_annotation_of_a_person_is_never_written_to(here: Site, project: int, room: Room, work: Work) -> None:
+    task = predicted(here, project, JUMPS, TOO, SOUND)
+    (prediction,) = here.predictions(task)
+    theirs = submit(here, task, [JUMPS, TOO, SOUND], prediction.id)
+    learn(here, work, project, task)
+    first, second = queue(room, project)
+    assert not first["is_prediction"]
+    before = annotations(here, task)[0]
+    done = answer(room, project, first, "accept")
+    again = answer(room, project, second, "delete")  # at once, before the task was looked at again
+    assert done["annotation"] == again["annotation"] != theirs
+    person, ours = annotations(here, task)
+    assert person == before
+    assert (ours["id"], ours["parent_annotation"], ours["parent_prediction"]) == (
+        done["annotation"],
+        theirs,
+        prediction.id,
+    )
+    assert [item["id"] for item in ours["result"]].count("jumps" if second["regions"] == ["jumps"] else "too") == 0
+    assert len(ours["result"]) == 3
+    # It teaches as a correction in the editor does: what was wrong counts against the version.
+    learn(here, work, project, task)
+    assert counts(here, project, VERSION) == {"accepted": 1, "moved": 1, "deleted": 1, "added": 1}
+    undo(room, project, again)
+    assert len(annotations(here, task)[1]["result"]) == 4
+    undo(room, project, done)
+    assert annotations(here, task) == [before]
+    learn(here, work, project, task)
+    assert counts(here, project, VERSION) == {"accepted": 3}
+    assert len(queue(room, project)) == 2, "the moments are back"
+
+
+def test_what_somebody_has_changed_since_is_left_alone(here: Site, project: int, room: Room, work: Work) -> None:
+    task = predicted(here, project, JUMPS, TOO)
+    submit(here, task, [JUMPS, TOO])
+    learn(here, work, project, task)
+    done = answer(room, project, queue(room, project)[0], "accept")
+    learn(here, work, project, task)
+    edited = [*annotations(here, task)[-1]["result"], SOUND]
+    here.client.update_annotation(done["annotation"], edited)
+    assert "changed the repaired annotation" in undo(room, project, done, 409)["detail"]
+    learn(here, work, project, task)
+    again = answer(room, project, queue(room, project)[0], "accept")
+    assert again["annotation"] != done["annotation"], "the person's changes are theirs now"
+    theirs, repaired, newest = annotations(here, task)
+    assert [theirs["result"], repaired["result"]] == [[JUMPS, TOO], edited]
+    assert newest["parent_annotation"] == done["annotation"]
+
+
+def test_conflicts_are_named_and_change_nothing(here: Site, project: int, room: Room, work: Work) -> None:
+    tasks = [predicted(here, project, JUMPS, SOUND) for _ in range(4)]
+    look(here, work, project, *tasks)
+    moments = {moment["task"]: moment for moment in queue(room, project)}
+    moved, annotated, drafted, deleted = tasks
+    other = region("jumps", [(1, 5.0, True), (100, 6.0, True)])
+    made = {"model_version": VERSION, "score": 0.9, "result": [other]}
+    here.client.renew_prediction(moved, made, lambda _: True)
+    assert "has another track jumps since" in answer(room, project, moments[moved], "accept", 409)["detail"]
+    assert regions(here, moved) == [other]
+    submit(here, annotated, [SOUND])
+    assert "was annotated" in answer(room, project, moments[annotated], "accept", 409)["detail"]
+    address = f"{here.settings.label_studio_url}/api/tasks/{drafted}/drafts"
+    draft = {"result": [SOUND], "lead_time": 1}
+    httpx.post(address, json=draft, headers=here.client.auth_headers(), timeout=30).raise_for_status()
+    assert "is being annotated" in answer(room, project, moments[drafted], "accept", 409)["detail"]
+    here.sdk.tasks.delete(str(deleted))
+    assert "was deleted" in answer(room, project, moments[deleted], "accept", 404)["detail"]
+    assert regions(here, annotated) == regions(here, drafted) == [JUMPS, SOUND]
+    # The tasks are looked at again.
+    work(here)
+    assert {moment["task"] for moment in queue(room, project)} == {drafted}
+    assert "not in the queue any more" in answer(room, project, moments[moved], "accept", 404)["detail"]
+
+
+def test_two_reviewers_at_one_moment(here: Site, project: int, room: Room, work: Work) -> None:
+    task = predicted(here, project, JUMPS, SOUND)
+    look(here, work, project, task)
+    (moment,) = queue(room, project)
+    answer(room, project, moment, "split")
+    assert "anna has decided this" in answer(room, project, moment, "delete", 409)["detail"]
+    work(here)  # now it has left the queue
+    assert "Split at frame 51." in answer(room, project, moment, "delete", 409)["detail"]
+    assert len(regions(here, task)) == 3
+
+
+def test_dismissed_for_good_and_skipped_for_now(here: Site, project: int, room: Room, work: Work) -> None:
+    task = predicted(here, project, JUMPS, TOO)
+    look(here, work, project, task)
+    first, second = queue(room, project)
+    skipped = answer(room, project, first, "skip")
+    assert [(m["id"], m["skipped"]) for m in queue(room, project)] == [(second["id"], False), (first["id"], True)]
+    dismissed = answer(room, project, second, "dismiss")
+    look(here, work, project, task)
+    assert [m["id"] for m in queue(room, project)] == [first["id"]]
+    undo(room, project, dismissed)
+    undo(room, project, skipped)
+    assert [m["id"] for m in queue(room, project)] == [first["id"], second["id"]]
+    assert regions(here, task) == [JUMPS, TOO]
+
+
+def test_each_action_and_its_undo(here: Site, project: int, room: Room, work: Work) -> None:
+    meets = region("meets", [(1, 80.0, True), (50, 60.0, True), (51, 20.0, True), (100, 0.0, True)], score=0.9)
+    task = predicted(here, project, JUMPS, meets)
+    look(here, work, project, task)
+    moment = next(item for item in queue(room, project) if len(item["regions"]) == 2)
+    assert moment["kind"] == "identity_jump"
+    for action, fields, left in (
+        ("swap", {"frame": 51}, 2),
+        ("join", {}, 1),
+        ("split", {"frame": 40, "region": "meets"}, 3),
+        ("end", {"frame": 40}, 2),
+        ("relabel", {"label": "car"}, 2),
+        ("delete", {}, 1),
+    ):
+        done = answer(room, project, moment, action, **fields)
+        now = regions(here, task)
+        assert len(now) == left, action
+        assert now != [JUMPS, meets], action
+        undo(room, project, done)
+        back = {item["id"]: item for item in regions(here, task)}
+        assert back == {"jumps": JUMPS, "meets": meets}, action
+    answer(room, project, moment, "relabel", 400, label="plane")
+    answer(room, project, moment, "relabel", 400)
+    answer(room, project, moment, "split", 400, region="another")
+    answer(room, project, moment, "split", 409, frame=1)
+    answer(room, project, moment, "nonsense", 400)
+
+
+def test_later_repairs_are_undone_first(here: Site, project: int, room: Room, work: Work) -> None:
+    task = predicted(here, project, JUMPS, SOUND)
+    look(here, work, project, task)
+    (moment,) = queue(room, project)
+    first = answer(room, project, moment, "end", frame=80)
+    look(here, work, project, task)
+    (moment,) = queue(room, project)
+    second = answer(room, project, moment, "split")
+    assert "repaired again since" in undo(room, project, first, 409)["detail"]
+    undo(room, project, second)
+    undo(room, project, first)
+    assert [shown(item) for item in regions(here, task)] == [shown(JUMPS), shown(SOUND)]
+
+
+def test_repairs_are_no_merit_of_the_model(here: Site, project: int, room: Room, work: Work) -> None:
+    task = predicted(here, project, JUMPS, SOUND)
+    look(here, work, project, task)
+    answer(room, project, queue(room, project)[0], "relabel", label="car")
+    (prediction,) = here.predictions(task)
+    here.client.create_annotation(task, prediction.result, prediction.id)
+    learn(here, work, project, task)
+    assert counts(here, project, VERSION) == {"accepted": 1, "relabelled": 1}
+
+
+def test_clip_over_http(here: Site, project: int, room: Room, work: Work) -> None:
+    task = predicted(here, project, JUMPS, SOUND)
+    look(here, work, project, task)
+    (moment,) = queue(room, project)
+    address = f"/api/review/{moment['id']}/clip?project={project}"
+    room.services.queue.request_clip(project, moment["id"])
+    work(here)
+    assert queue(room, project)[0]["has_clip"]
+    got = room.client.get(address)
+    assert (got.status_code, got.content_type) == (200, "video/mp4")
+    assert room.client.get(address, headers={"Range": "bytes=0-99"}).status_code == 206
+    assert {item["kind"] for item in room.get("/api/jobs")["jobs"]} == {"review"}, "clips are not listed"
+    room.get(f"/api/review/{'0' * 16}/clip?project={project}", 404)
