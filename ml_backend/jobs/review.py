@@ -165,8 +165,11 @@ def render_moment(container: Container, project_id: int, moment_id: str) -> str:
     with video.open() as opened, tempfile.TemporaryDirectory() as folder:
         numbers = {name: number for number, name in enumerate(_ids([*regions, *change.after]), start=1)}
         panes = [
-            _pane(opened, numbers, shown, _ids(marked))
-            for shown, marked in ((regions, change.before), (change.result, change.after))
+            _pane(title, opened, numbers, shown, _ids(marked))
+            for title, shown, marked in (
+                ("Before", regions, change.before),
+                ("After", change.result, change.after),
+            )
         ]
         half = max(1, round(CLIP_S / 2 * opened.info.fps))
         middle = int(opened.timeline.decoded_index([row["shown"]])[0])
@@ -184,7 +187,7 @@ def _ids(regions: Sequence[Region]) -> list[str]:
 
 
 def _pane(
-    video: AnnotatedVideo, numbers: Mapping[str, int], regions: Sequence[Region], marked: Sequence[str]
+    title: str, video: AnnotatedVideo, numbers: Mapping[str, int], regions: Sequence[Region], marked: Sequence[str]
 ) -> ClipPane:
     """Return a pane of a clip with some regions.
 
@@ -207,4 +210,4 @@ def _pane(
         number = numbers[str(region.get("id"))]
         tracks.append(Track(number, frames, xyxy.astype(np.float32), conf, {}, chosen_label(region, labels), 1.0))
     ids = {numbers[name] for name in marked}
-    return ClipPane("", tracks, [track for track in tracks if track.track_id in ids])
+    return ClipPane(title, tracks, [track for track in tracks if track.track_id in ids])

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import moments, repairs
+from ml_backend.review.repair_json import digest
 
 #: Most moments of a task that are kept, those with the largest gain.
 MAX_PER_TASK = 50
@@ -118,6 +119,14 @@ class MomentStore:
                 query = _open(sa.select(column, sa.func.count()), project_id, {}).group_by(column).order_by(column)
                 found[name] = [(value, int(count)) for value, count in connection.execute(query)]
         return found
+
+    def state(self, project_id: int) -> list[Any]:
+        """Return values that change with a project's queue."""
+        own = repairs.c.project_id == project_id
+        with self._read() as connection:
+            ids = connection.scalars(sa.select(moments.c.id).where(moments.c.project_id == project_id))
+            last = sa.select(sa.func.max(repairs.c.id), sa.func.count(repairs.c.undone_at)).where(own)
+            return [digest(sorted(ids)), *connection.execute(last).one()]
 
     # -- decisions
 

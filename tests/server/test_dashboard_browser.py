@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.browser]
 AXE = Path(__file__).with_name("axe.min.js")
 HOSTILE = "<img src=x onerror=alert(1)>"
 SLOW_MS = 600_000
-STEPS = ("label", "learn", "auto", "review")
+STEPS = ("label", "learn", "auto", "repair", "review")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def test_auto_label(page: Any, site: Site) -> None:
 
 def test_review_and_export(page: Any, site: Site, tmp_path: Path) -> None:
     page.goto(site.step("label"))
-    go(page, "Review and export")
+    go(page, "Export")
     page.get_by_label("Format", exact=True).select_option("annotations")
     press(page, "Export")
     with page.expect_download() as download:

@@ -33,7 +33,7 @@ from tests.server.test_dashboard_browser import faults
 
 BROWSER = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
 HTMX = {"HX-Request": "true"}
-STEPS = ("label", "learn", "auto", "review")
+STEPS = ("label", "learn", "auto", "repair", "review")
 VIDEO = "/data/upload/7/film.mp4"
 #: Long, as people name them.
 TITLES = {8: "Crossings of the northern ring road, summer, recorded from the bridge", 7: "Street"}
@@ -260,7 +260,7 @@ def test_failures_are_seen_survive_a_reload_and_are_closed_by_keyboard(page: Any
     failed.wait_for()
     page.goto("/?project=7&step=auto")
     failed.wait_for()
-    failed.get_by_role("link", name="Review and export").wait_for()
+    failed.get_by_role("link", name="Export").wait_for()
     close = failed.get_by_role("button", name="Close: Export")
     close.focus()
     page.keyboard.press("Enter")

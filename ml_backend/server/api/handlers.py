@@ -49,7 +49,7 @@ CACHE_S = 1.0
 _APPS = 4
 _ACTOR = "control room"
 #: Seconds for which a request waits for a clip.
-CLIP_WAIT_S = 10.0
+CLIP_WAIT_S = 20.0
 #: Media types of downloads, by suffix.
 _MEDIA_TYPES = {".mp4": "video/mp4", ".zip": "application/zip", ".json": "application/json"}
 

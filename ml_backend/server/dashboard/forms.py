@@ -67,6 +67,8 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "export": handlers.export,
     "delete_file": _delete_file,
     "cancel": _cancel,
+    "repair": handlers.repair,
+    "undo_repair": handlers.undo_repair,
     "upload": uploads.upload_videos,
 }
 

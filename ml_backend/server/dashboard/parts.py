@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from threading import Condition
+from typing import TYPE_CHECKING, Any
 
-from ml_backend.core.errors import LabelStudioError
+from cachetools import TTLCache, cached
+
+from ml_backend.core.errors import BackendError, LabelStudioError
+from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.labeling.model_version import BASE
 from ml_backend.server.api import handlers, requests
+from ml_backend.server.api.routing import validation_errors
 from ml_backend.server.dashboard import charts
 from ml_backend.server.dashboard.notices import job_notices
 from ml_backend.server.dashboard.state import PageState
 from ml_backend.server.problems import Unknown
 from ml_backend.server.protocol import services
+
+if TYPE_CHECKING:
+    from ml_backend.server.container import WebContainer
+
+log = logging.getLogger(__name__)
 
 Context = dict[str, Any]
 #: Rows per page, and live jobs.
@@ -29,6 +40,10 @@ SIMILAR_TRACKS = 24
 VERSIONS = 20
 #: Notices at a time; dismissing one shows the next.
 NOTICES = 5
+#: Clips that are rendered ahead of the moment that is shown, and decisions that are listed.
+CLIPS_AHEAD, DECISIONS = 3, 5
+#: Seconds for which a project's labels are cached.
+LABELS_S = 30.0
 #: The step in which a kind of job is requested.
 STEP_OF = {
     "import_video": "label",
@@ -211,7 +226,7 @@ def history(epochs: list[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[f
     return curves
 
 
-# -- 3. auto-label, and 4. review
+# -- 3. auto-label, and 5. export
 
 
 def _tasks(state: PageState, name: str = "tasks") -> Context:
@@ -247,6 +262,49 @@ def _auto(state: PageState) -> Context:
     kinds = ("auto_label", "predict", "prepare", "refresh")
     jobs = [item for item in _jobs_of(state) if item["kind"] in kinds]
     return {"live": [item for item in jobs if item["state"] in LIVE][:JOBS], "over": jobs[:1]}
+
+
+# -- 4. review
+
+
+def _moments(state: PageState) -> Context:
+    project, container, number = _project(state), services(), state.number("page-moments")
+    filters = {name: value for name in ("kind", "label", "author") if (value := state.values.get(name, "")[:255])}
+    if task := state.number("task", 0):
+        filters["task"] = str(task)
+    with validation_errors("parameter", "Reload the page."):
+        query = requests.FindMoments.model_validate(
+            {"project": project, **filters, "limit": 1 + CLIPS_AHEAD, "offset": number - 1}, strict=False
+        )
+        found = handlers.review(query)
+        if number > 1 and not found["moments"]:  # others have decided since
+            number = max(found["total"], 1)
+            found = handlers.review(query.model_copy(update={"offset": number - 1}))
+    for item in found["moments"]:
+        if not item["has_clip"]:
+            container.queue.request_clip(project, item["id"])
+    suspect = next(iter(found["moments"]), None)
+    return {
+        "queue": found,
+        "suspect": suspect,
+        "ahead": [item for item in found["moments"][1:] if item["has_clip"]][:1],
+        "labels": _labels(container, project) if suspect else [],
+        "chosen": filters,
+        "page": number,
+        "pages": max(found["total"], 1),
+        "decisions": handlers.repairs(requests.ListRepairs(project=project, limit=DECISIONS))["repairs"],
+    }
+
+
+@cached(TTLCache(64, LABELS_S), key=lambda container, project: (container.jobs, project), condition=Condition())
+def _labels(container: WebContainer, project: int) -> list[str]:
+    """Return the labels of a project's videos; none while Label Studio does not answer."""
+    try:
+        config = cached_label_config(container.client.get_project(project).label_config)
+    except BackendError as error:
+        log.warning("The labels of project %s are not offered: %s", project, error)
+        return []
+    return list(dict.fromkeys(label.value for control in config.video_controls for label in control.labels))
 
 
 def _files(state: PageState) -> Context:
@@ -285,6 +343,7 @@ def change_digests(project: int | None) -> dict[str, str]:
         current, active, proposed = registry.current(project), registry.running(project), registry.proposed(project)
         values["mode"] = container.projects.mode(project)
         values["current"] = current.name if current else BASE
+        values["moments"] = container.reviews.store.state(project)
         values["files"] = [output.name for output in container.outputs.of_project(project)]
         values["version"] = [
             values["current"],
@@ -311,4 +370,5 @@ PARTS: Mapping[str, PagePart] = {
     "tasks": PagePart(_tasks, ("prepare", "predict", "auto_label", "import_video")),
     "renders": PagePart(_renders, ("import_video", "version")),
     "files": PagePart(_files, ("files",)),
+    "moments": PagePart(_moments, ("moments",), starts_job=True),
 }

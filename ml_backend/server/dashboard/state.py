@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from urllib.parse import unquote
 
 from flask import request
 
@@ -16,7 +17,10 @@ from ml_backend.server.origin_checks import require_same_site
 from ml_backend.server.problems import CrossSite, as_backend_error
 from ml_backend.server.protocol import services
 
-STEPS = ("label", "learn", "auto", "review")
+STEPS = ("label", "learn", "auto", "repair", "review")
+#: Cookie and query parameter of the name under which repairs are recorded.
+REVIEWER = "reviewer"
+_MAX_NAME = 100
 THEMES = ("light", "dark")
 
 
@@ -33,6 +37,7 @@ class PageState:
         requested: keys of jobs that this browser has requested.
         dismissed: notices that were dismissed: time by key.
         unknown_project: id of the requested project if it does not exist.
+        reviewer: name under which repairs are recorded; empty for the user of Basic auth.
     """
 
     step: str
@@ -45,6 +50,7 @@ class PageState:
     requested: tuple[str, ...] = ()
     dismissed: Mapping[str, int] = field(default_factory=dict)
     unknown_project: int | None = None
+    reviewer: str = ""
 
     @property
     def project(self) -> int | None:
@@ -97,6 +103,7 @@ def read_state(*, whole: bool) -> PageState:
         values,
         read_requested(request.cookies),
         read_dismissed(request.cookies),
+        reviewer=unquote(request.cookies.get(REVIEWER, ""))[:_MAX_NAME],
     )
     if projects and state.project and not state.chosen:
         try:

@@ -11,7 +11,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
 from markupsafe import Markup
@@ -22,7 +22,7 @@ from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.dashboard import forms, texts
 from ml_backend.server.dashboard.notices import add_dismissed, add_requested, set_dismissed, set_requested
 from ml_backend.server.dashboard.parts import PARTS, change_digests
-from ml_backend.server.dashboard.state import STEPS, THEMES, PageState, read_state
+from ml_backend.server.dashboard.state import REVIEWER, STEPS, THEMES, PageState, read_state
 from ml_backend.server.dashboard.texts import LANGUAGES, named, translator
 from ml_backend.server.origin_checks import accepts_html, require_same_site
 from ml_backend.server.problems import CrossSite, ForeignName, Unknown, as_backend_error
@@ -70,8 +70,10 @@ def home() -> Response:
         return health()
     preferences = {"lang": LANGUAGES, "theme": (*THEMES, "auto")}
     chosen = {name: request.args[name] for name, values in preferences.items() if request.args.get(name) in values}
+    if REVIEWER in request.args:
+        chosen[REVIEWER] = quote(request.args[REVIEWER].strip())
     if chosen:  # move them from the URL to cookies
-        query = {name: value for name, value in request.args.items() if name not in preferences}
+        query = {name: value for name, value in request.args.items() if name not in {*preferences, REVIEWER}}
         response = redirect(f"/?{urlencode(query)}" if query else "/", 303)
         for name, value in chosen.items():
             response.set_cookie(name, value, max_age=_YEAR, samesite="Lax", httponly=True)
@@ -177,7 +179,7 @@ def _context(state: PageState) -> dict[str, Any]:
         "formats": get_args(ExportFormat),
         "languages": LANGUAGES,
         "address": lambda **changes: url_for("page.home", **(location | changes)),
-        "action": lambda name: url_for("page.do", name=name, **location),
+        "action": lambda name, **values: url_for("page.do", name=name, **(location | values)),
         "part_address": lambda name, **values: url_for("page.part", name=name, **(location | values)),
         "dismissal": url_for("page.dismiss", **location),
         "static": lambda name: url_for("page.static", filename=name, v=_digest(name)),
@@ -197,7 +199,7 @@ def _context(state: PageState) -> dict[str, Any]:
         page_part = PARTS[name]
         if state.project is None and page_part.needs_project:
             return Markup("")
-        kept = ("label", "exemplar", "a", "b", f"page-{name}")
+        kept = ("label", "exemplar", "a", "b", "kind", "task", "author", f"page-{name}")
         query = {key: state.values[key] for key in kept if key in state.values} | values
         deferred = page_part.starts_job and state.cross_site
         events = [f"live-{item} from:body" for item in page_part.reload_on] + (["load"] if deferred else [])

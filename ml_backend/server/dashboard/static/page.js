@@ -27,7 +27,11 @@ document.addEventListener("change", (event) => {
   if (field.matches("[data-all]"))
     for (const box of field.form.querySelectorAll(`[name=${field.dataset.all}]`)) box.checked = field.checked;
 });
-for (const item of document.querySelectorAll("[data-hide]")) item.hidden = true;
+function hide(root) {
+  for (const item of root.querySelectorAll?.("[data-hide]") ?? []) item.hidden = true;
+}
+document.addEventListener("htmx:afterSwap", (event) => hide(event.detail.target));
+hide(document);
 
 document.addEventListener("click", (event) => {
   const follow = event.target.closest("[data-follow]");
@@ -115,6 +119,32 @@ document.addEventListener("click", (event) => {
   messages.focus({ preventScroll: true });
 });
 
+// -- review: each answer by one key, once per moment
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (event.target.closest("input, select, textarea, [contenteditable]")) return;
+  const button = [...document.querySelectorAll("[data-key]")].find((item) => item.dataset.key === event.key.toLowerCase());
+  if (!button || button.closest("[data-answered]")) return;
+  event.preventDefault();
+  button.click();
+});
+document.addEventListener("htmx:beforeRequest", ({ detail }) => {
+  if (detail.elt.matches("form[method=post]")) detail.elt.closest("[data-moment]")?.setAttribute("data-answered", "");
+});
+document.addEventListener("htmx:afterRequest", ({ detail }) => {
+  if (!detail.successful) detail.elt.closest("[data-moment]")?.removeAttribute("data-answered");
+});
+
+// A clip is rendered when it is first asked for, which may take longer than the request.
+document.addEventListener("error", ({ target }) => {
+  if (!target.matches?.("article video[data-clip]")) return;
+  const tries = Number(target.dataset.tries ?? 0);
+  target.dataset.tries = tries + 1;
+  if (tries < 5) setTimeout(() => target.load(), 2000);
+  else target.nextElementSibling?.toggleAttribute("hidden", false);
+}, true);
+
 // -- the map: one stop of the Tab key, arrow keys within
 
 const pointsOf = (item) => [...(item.closest("svg.map")?.querySelectorAll("a") ?? [])];
@@ -142,7 +172,7 @@ function busy(part) {
   return (
     "dirty" in part.dataset ||
     (part.contains(document.activeElement) && document.activeElement.matches("input, select, textarea")) ||
-    [...part.querySelectorAll("video")].some((video) => !video.paused && !video.ended)
+    [...part.querySelectorAll("video:not([data-clip])")].some((video) => !video.paused && !video.ended)
   );
 }
 function release(part) {

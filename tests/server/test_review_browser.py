@@ -1,0 +1,139 @@
+"""The review in a real Chromium against the whole stack: answered by keys, and seen in Label Studio's editor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ml_backend.cli.dev_stack.stack import Stack
+from ml_backend.core.settings import Settings
+from ml_backend.jobs.queue import JobQueue
+from tests.builders import label_config, make_clip, wait_for
+from tests.label_studio.editor import open_editor
+from tests.review.test_region_repairs import region, shown
+from tests.server.test_dashboard_browser import SLOW_MS, faults, page
+
+__all__ = ["page"]  # a fixture
+
+pytestmark = [pytest.mark.stack, pytest.mark.browser]
+
+JUMPS = region("jumps", [(1, 0.0, True), (50, 20.0, True), (51, 60.0, True), (100, 80.0, True)], score=0.9)
+TOO = region("too", [(1, 70.0, True), (40, 60.0, True), (41, 10.0, True), (100, 1.0, True)], "car", y=65.0, score=0.9)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    stack: Stack
+    project: int
+    task: int
+
+    @property
+    def url(self) -> str:
+        return f"{self.stack.backend.url}/?project={self.project}&step=repair"
+
+    def regions(self) -> list[dict[str, Any]]:
+        (prediction,) = self.stack.client().list_predictions(self.task)
+        return prediction.result
+
+
+@pytest.fixture
+def site(motion_stack: Stack, tmp_path: Path) -> Site:
+    """A project with a predicted task; it is not connected, so that nothing else is predicted."""
+    video = make_clip(tmp_path / "walk.mp4", frames=100, size=(640, 360))
+    client = motion_stack.client()
+    project = client.create_project("review", label_config("person", "car"))
+    facts = {"fps": 20, "frames": 100, "width": 640, "height": 360, "duration": 5.0}
+    task = client.create_task(project, {"video": client.upload_file(project, video), **facts})
+    version = "yolo.track.yolo.base"
+    client.create_prediction(task, {"result": [JUMPS, TOO], "score": 0.9, "model_version": version})
+    values = {name.lower(): value for name, value in motion_stack.settings_environment().items()}
+    known = {name: value for name, value in values.items() if name in Settings.model_fields}
+    queue = JobQueue(Settings(_env_file=None, **known))
+    queue.request_review(project, [task])
+    wait_for(lambda: not queue.storage.pending("review", project), what="the search for faults")
+    address = f"{motion_stack.backend.url}/api/review"
+    moments = httpx.get(f"{address}?project={project}", timeout=120).json()["moments"]
+    for item in moments:  # a worker that has just started takes its time
+        clip = f"{address}/{item['id']}/clip?project={project}"
+        wait_for(partial(_is_there, clip), what="the clip")
+    return Site(motion_stack, project, task)
+
+
+def _is_there(address: str) -> bool:
+    return httpx.get(address, timeout=120).status_code == 200
+
+
+def moment(page: Any) -> str:
+    """Id of the moment that is shown, once its clip plays."""
+    page.wait_for_function(
+        "() => { const clip = document.querySelector('article.moment > video');"
+        "return clip && clip.readyState > 2 && clip.currentTime > 0 && !clip.paused; }"
+    )
+    return str(page.locator("article.moment").get_attribute("data-moment"))
+
+
+def press(page: Any, key: str) -> str:
+    """Answer by a key; the next moment."""
+    before = page.locator("article.moment").get_attribute("data-moment")
+    page.keyboard.press(key)
+    page.locator(f"article.moment:not([data-moment='{before}'])").or_(page.get_by_text("Nothing suspicious")).wait_for()
+    return moment(page) if page.locator("article.moment").count() else ""
+
+
+def test_answered_by_keys_and_seen_in_the_editor(chromium: Any, site: Site, tmp_path: Path) -> None:
+    page = chromium.new_page(locale="en", viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(SLOW_MS)
+    page.goto(site.url)
+    first = moment(page)
+    page.screenshot(path=str(tmp_path / "review.png"), full_page=True)
+    second = press(page, "k")
+    assert second != first
+    assert press(page, "u") == first, "a skipped moment comes back"
+    region_id = "jumps" if page.locator("h3", has_text="person").count() else "too"
+    press(page, "s")
+    wait_for(lambda: len(site.regions()) == 3)
+    parts = [item for item in site.regions() if item["id"] not in ("jumps", "too") or item["id"] == region_id]
+    whole = JUMPS if region_id == "jumps" else TOO
+    assert shown(parts[0]) | shown(parts[1]) == shown(whole)
+    page.locator(".decisions li", has_text="Split").first.wait_for()
+    page.screenshot(path=str(tmp_path / "repaired.png"), full_page=True)
+    open_editor(
+        page, site.stack.label_studio, f"{site.stack.label_studio.url}/projects/{site.project}/data?task={site.task}"
+    )
+    count = "Htx.annotationStore.selected.regionStore.regions.length"
+    assert page.evaluate(count) == 3
+    page.screenshot(path=str(tmp_path / "editor.png"))
+    page.goto(site.url)
+    page.locator(".decisions button", has_text="Undo").first.click()
+    wait_for(lambda: len(site.regions()) == 2)
+    page.close()
+
+
+def test_keys_do_nothing_while_somebody_types(page: Any, site: Site) -> None:
+    page.goto(site.url)
+    first = moment(page)
+    page.locator("#frame-split").fill("31")
+    page.locator("#frame-split").press("d")
+    page.locator("#answer-split").click()
+    page.locator(f"article.moment:not([data-moment='{first}'])").wait_for()
+    assert len(site.regions()) == 3, "split, not deleted"
+    assert sorted(max(shown(item)) for item in site.regions()) == [30, 100, 100]
+
+
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_nothing_serious_stands_in_the_way(chromium: Any, site: Site, lang: str, tmp_path: Path) -> None:
+    context = chromium.new_context(locale=lang, viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    page.set_default_timeout(SLOW_MS)
+    page.goto(site.url)
+    moment(page)
+    page.locator("#keys summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert faults(page) == []
+    page.screenshot(path=str(tmp_path / f"narrow-{lang}.png"), full_page=True)
+    context.close()
