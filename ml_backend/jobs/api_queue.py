@@ -94,6 +94,9 @@ class ApiQueue:
         name = similar_name(project_id, label, limit, safe)
         return self._request("find_similar", [project_id, label, limit, safe], name)
 
+    def agreement(self, project_id: int, *, model: bool) -> Job:
+        return self._request("measure_agreement", [project_id, model], agreement_name(project_id, model))
+
     def _request(self, function: str, args: list[Any], name: str, module: str = "api_jobs") -> Job:
         self._lister.check(args[0])
         # A person asks: no pause after a failure.
@@ -118,6 +121,10 @@ def stats_name(project_id: int) -> str:
 
 def patterns_name(project_id: int) -> str:
     return f"patterns-{project_id}"
+
+
+def agreement_name(project_id: int, model: bool) -> str:
+    return f"agreement-{project_id}" + ("-model" if model else "")
 
 
 def similar_name(project_id: int, label: str, limit: int, safe: bool) -> str:

@@ -71,8 +71,10 @@ class JobContext:
         """Return a project's label config, as XML."""
         return self.container.client.get_project(project_id).label_config
 
-    def reader(self, project_id: int, *, predictions: Predictions = "none") -> AnnotationReader:
-        """Return a reader of a project's annotated tasks.
+    def reader(
+        self, project_id: int, *, predictions: Predictions = "none", all_annotators: bool = False
+    ) -> AnnotationReader:
+        """Return a reader of a project's annotated tasks; with ``all_annotators``, of every annotation.
 
         Raises:
             LabelStudioError: the project cannot be read.
@@ -80,7 +82,12 @@ class JobContext:
         """
         client, settings = self.container.client, self.settings
         return AnnotationReader.from_project(
-            client, project_id, settings, predictions=predictions, should_stop=self.should_stop
+            client,
+            project_id,
+            settings,
+            predictions=predictions,
+            all_annotators=all_annotators,
+            should_stop=self.should_stop,
         )
 
     def task_reader(self, project_id: int, task_id: int, *, predictions: Predictions) -> AnnotationReader:

@@ -37,6 +37,7 @@ JOB_MODULES = {
             "count_statistics",
             "describe_patterns",
             "find_similar",
+            "measure_agreement",
         ),
         "review": ("review", "render_moment"),
         "api_file_jobs": ("render_video", "render_custom_video", "export_project"),

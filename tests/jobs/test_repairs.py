@@ -294,3 +294,28 @@ def test_clip_over_http(here: Site, project: int, room: Room, work: Work) -> Non
     assert room.client.get(address, headers={"Range": "bytes=0-99"}).status_code == 206
     assert {item["kind"] for item in room.get("/api/jobs")["jobs"]} == {"review"}, "clips are not listed"
     room.get(f"/api/review/{'0' * 16}/clip?project={project}", 404)
+
+
+def test_agreement_of_people_and_on_request_the_model(here: Site, project: int, room: Room, work: Work) -> None:
+    task, alone = predicted(here, project, JUMPS, SOUND), predicted(here, project, JUMPS)
+    me = here.sdk.users.whoami()
+    other = here.sdk.users.create(email="other@example.org", username="other")
+    renamed = {**SOUND, "value": {**SOUND["value"], "labels": ["car"]}}
+    here.sdk.annotations.create(id=task, result=[JUMPS, SOUND])
+    here.sdk.annotations.create(id=task, result=[JUMPS, renamed], completed_by=other.id)
+    here.sdk.annotations.create(id=alone, result=[JUMPS])
+    address = f"/api/agreement?project={project}"
+    assert room.get(address, 202)["pairs"] == []
+    work(here)
+    (pair,) = room.get(address)["pairs"]
+    assert {pair["a"], pair["b"]} == {me.email, "other@example.org"}
+    assert (pair["tasks"], pair["matched"], pair["only_a"], pair["only_b"]) == (1, 2, 0, 0)
+    assert pair["hota"] == pytest.approx(1.0)
+    assert [(item["task"], {item["a"], item["b"]}) for item in pair["disputes"]] == [(task, {"person", "car"})]
+    room.get(f"{address}&model=true", 202)
+    work(here)
+    pairs = room.get(f"{address}&model=true")["pairs"]
+    assert {(item["a"], item["b"]): item["tasks"] for item in pairs if "model" in (item["a"], item["b"])} == {
+        tuple(sorted(["model", me.email])): 2,
+        tuple(sorted(["model", "other@example.org"])): 1,
+    }

@@ -19,7 +19,7 @@ from flask import Response, jsonify, render_template, request, send_file
 import ml_backend
 from ml_backend.core.errors import BackendError, ConfigError, Conflict, QueueUnavailable, WeightsError
 from ml_backend.core.outputs import Output, OutputFacts
-from ml_backend.jobs.api_queue import data_url, patterns_name, similar_name, stats_name
+from ml_backend.jobs.api_queue import agreement_name, data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
 from ml_backend.jobs.services import reviews
 from ml_backend.jobs.services.connections import connect_project
@@ -670,6 +670,29 @@ def _decision(row: Mapping[str, Any]) -> responses.Repair:
         "undone_by": row["undone_by"] or None,
         "undone_at": row["undone_at"].isoformat() if row["undone_at"] else None,
     }
+
+
+@route("GET", "/agreement", "Review", 200, 202, starts_job=True)
+def agreement(query: requests.MeasureAgreement) -> tuple[responses.Agreements, int]:
+    """Get the agreement of annotators.
+
+    Of each pair of people who annotated the same tasks: HOTA, IDF1, kappa of the labels, and the tracks that only one
+    of them has. A job measures, once and then whenever `fresh` is asked for: it reads every task.
+    """
+    container = services()
+    created_at, result, job = _job_result(
+        agreement_name(query.project, query.model),
+        lambda: container.api_queue.agreement(query.project, model=query.model),
+        max_age_s=math.inf,
+        refresh=query.fresh,
+    )
+    return {
+        "project": query.project,
+        "model": query.model,
+        "measured_at": _iso(created_at),
+        "pairs": result.get("pairs", []),
+        "job": job,
+    }, 200 if created_at else 202
 
 
 def _user() -> str:

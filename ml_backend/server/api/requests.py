@@ -271,3 +271,10 @@ class UndoRepair(OfProject):
 
     repair: Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the decision."), _Whole]
     by: PersonName | None = None
+
+
+class MeasureAgreement(OfProject):
+    """Selects the agreement of a project's annotators."""
+
+    model: Annotated[bool, Field(description="Count the newest prediction of each task as an annotator, too.")] = False
+    fresh: Annotated[bool, Field(description="Measure again.")] = False

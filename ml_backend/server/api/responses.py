@@ -400,3 +400,38 @@ class Repairs(Answer):
 
     project: int
     repairs: list[Repair]
+
+
+class PairAgreement(Answer):
+    """How two people agree on the tasks that both have annotated."""
+
+    a: str
+    b: str
+    tasks: int
+    hota: Annotated[float | None, Field(description="Of boxes and identities, 0 to 1; null without boxes.")]
+    idf1: float | None
+    kappa: Annotated[
+        float | None,
+        Field(description="Cohen's kappa of the labels of matched tracks; null if there is one label only."),
+    ]
+    matched: Annotated[int, Field(description="Number of tracks that both have.")]
+    only_a: Annotated[int, Field(description="Number of tracks that only `a` has.")]
+    only_b: int
+    labels: Annotated[
+        dict[str, dict[str, int]],
+        Field(description="By label: tracks that both call so (agreed), one calls otherwise (disputed), one lacks."),
+    ]
+    disputes: Annotated[
+        list[dict[str, Any]],
+        Field(description="task, first and last frame (from 1), and the labels of a and b; null: no such track."),
+    ]
+
+
+class Agreements(Answer):
+    """Agreement of the annotators, pair by pair."""
+
+    project: int
+    model: bool
+    measured_at: Annotated[Iso | None, Field(description="null until the job has finished.")]
+    pairs: list[PairAgreement]
+    job: Annotated[Job | None, Field(description="Measures; null once it has finished.")]

@@ -296,6 +296,13 @@ def _moments(state: PageState) -> Context:
     }
 
 
+def _agreement(state: PageState) -> Context:
+    model = state.values.get("model") == "1"
+    query = requests.MeasureAgreement(project=_project(state), model=model, fresh=state.values.get("fresh") == "1")
+    found, _ = handlers.agreement(query)
+    return {"agreement": found, "with_model": model}
+
+
 @cached(TTLCache(64, LABELS_S), key=lambda container, project: (container.jobs, project), condition=Condition())
 def _labels(container: WebContainer, project: int) -> list[str]:
     """Return the labels of a project's videos; none while Label Studio does not answer."""
@@ -370,5 +377,6 @@ PARTS: Mapping[str, PagePart] = {
     "tasks": PagePart(_tasks, ("prepare", "predict", "auto_label", "import_video")),
     "renders": PagePart(_renders, ("import_video", "version")),
     "files": PagePart(_files, ("files",)),
+    "agreement": PagePart(_agreement, ("measure_agreement",), starts_job=True),
     "moments": PagePart(_moments, ("moments",), starts_job=True),
 }

@@ -133,7 +133,9 @@ document.addEventListener("htmx:beforeRequest", ({ detail }) => {
   if (detail.elt.matches("form[method=post]")) detail.elt.closest("[data-moment]")?.setAttribute("data-answered", "");
 });
 document.addEventListener("htmx:afterRequest", ({ detail }) => {
-  if (!detail.successful) detail.elt.closest("[data-moment]")?.removeAttribute("data-answered");
+  if (!detail.elt.closest("#part-moments")) return;
+  if (detail.successful) pressed = false; // the next moment is the answer
+  else detail.elt.closest("[data-moment]")?.removeAttribute("data-answered");
 });
 
 // A clip is rendered when it is first asked for, which may take longer than the request.
