@@ -13,7 +13,6 @@ from sqlalchemy.engine import Connection
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import moments, repairs
-from ml_backend.review.repair_json import digest
 
 #: Most moments of a task that are kept, those with the largest gain.
 MAX_PER_TASK = 50
@@ -122,11 +121,13 @@ class MomentStore:
 
     def state(self, project_id: int) -> list[Any]:
         """Return values that change with a project's queue."""
-        own = repairs.c.project_id == project_id
+        found = (sa.func.count(), sa.func.min(moments.c.id), sa.func.max(moments.c.id), sa.func.sum(moments.c.gain))
+        decided = (sa.func.max(repairs.c.id), sa.func.count(repairs.c.undone_at))
         with self._read() as connection:
-            ids = connection.scalars(sa.select(moments.c.id).where(moments.c.project_id == project_id))
-            last = sa.select(sa.func.max(repairs.c.id), sa.func.count(repairs.c.undone_at)).where(own)
-            return [digest(sorted(ids)), *connection.execute(last).one()]
+            return [
+                *connection.execute(sa.select(*found).where(moments.c.project_id == project_id)).one(),
+                *connection.execute(sa.select(*decided).where(repairs.c.project_id == project_id)).one(),
+            ]
 
     # -- decisions
 
@@ -148,7 +149,7 @@ class MomentStore:
 
     def history(self, project_id: int, limit: int) -> list[Row]:
         """Return the last decisions, newest first."""
-        return self._decisions(repairs.c.project_id == project_id)[:limit]
+        return self._decisions(repairs.c.project_id == project_id, limit=limit)
 
     def replayed(self, task_id: int) -> list[Row]:
         """Return the repairs of a task's prediction that are in force, in order."""
@@ -177,9 +178,9 @@ class MomentStore:
             values = {"undone_by": by, "undone_at": datetime.now(timezone.utc)}
             connection.execute(sa.update(repairs).where(repairs.c.id == repair_id).values(**values))
 
-    def _decisions(self, *conditions: sa.ColumnElement[bool]) -> list[Row]:
+    def _decisions(self, *conditions: sa.ColumnElement[bool], limit: int | None = None) -> list[Row]:
         """Return decisions, newest first."""
-        query = sa.select(repairs).where(*conditions).order_by(repairs.c.id.desc())
+        query = sa.select(repairs).where(*conditions).order_by(repairs.c.id.desc()).limit(limit)
         with self._read() as connection:
             return [
                 {**row, "at": ensure_utc(row["at"]), "undone_at": row["undone_at"] and ensure_utc(row["undone_at"])}
