@@ -19,8 +19,8 @@ from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.labeling.few_shot.pattern_store import video_key
-from ml_backend.review.moment_store import MomentStore, Row, clip_name
-from ml_backend.review.repair_json import digest
+from ml_backend.review.moment_store import MomentStore, Row
+from ml_backend.review.repair_json import clip_name, digest
 
 if TYPE_CHECKING:
     from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import moments, repairs
+from ml_backend.review.repair_json import DISMISS, SKIP
 
 #: Most moments of a task that are kept, those with the largest gain.
 MAX_PER_TASK = 50
@@ -20,8 +21,6 @@ MAX_PER_TASK = 50
 Row = dict[str, Any]
 #: Columns by which the queue can be filtered.
 FILTERS = ("task_id", "kind", "label", "author")
-#: Actions that change no region. A skipped moment stays in the queue, at its end.
-SKIP, DISMISS = "skip", "dismiss"
 
 
 class MomentStore:
@@ -186,11 +185,6 @@ class MomentStore:
                 {**row, "at": ensure_utc(row["at"]), "undone_at": row["undone_at"] and ensure_utc(row["undone_at"])}
                 for row in connection.execute(query).mappings()
             ]
-
-
-def clip_name(project_id: int, moment_id: str) -> str:
-    """Return the name of a moment's clip among the artifacts."""
-    return f"projects/{project_id}/moments/{moment_id}.mp4"
 
 
 def _decision(moment_id: Any) -> sa.ColumnElement[bool]:

@@ -1,4 +1,4 @@
-"""Repairs of Label Studio's regions as plain JSON."""
+"""Repairs of Label Studio's regions as plain JSON, and other names that the web process needs. Imports no library."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 #: ``do``, ``region``, and depending on that ``other``, ``frame``, ``first``, ``last``, ``label``, ``fill``, ``blend``,
 #: ``sequence``. Frames are 1-based, on Label Studio's timeline.
 RepairJson = dict[str, Any]
+#: Answers that change no region. A skipped moment stays in the queue, at its end.
+SKIP, DISMISS = "skip", "dismiss"
 
 
 def digest(*facts: Any) -> str:
@@ -33,3 +35,8 @@ def describe_json(repair: RepairJson) -> str:
             return f"Boxes corrected from frame {repair['first']} to {repair['last']}."
         case _:
             return "Deleted."
+
+
+def clip_name(project_id: int, moment_id: str) -> str:
+    """Return the name of a moment's clip among the artifacts."""
+    return f"projects/{project_id}/moments/{moment_id}.mp4"

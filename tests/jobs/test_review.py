@@ -12,7 +12,8 @@ from ml_backend.db.storage import Storage
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.review import render_moment
 from ml_backend.label_studio.client import NotFound
-from ml_backend.review.moment_store import MAX_PER_TASK, MomentStore, clip_name
+from ml_backend.review.moment_store import MAX_PER_TASK, MomentStore
+from ml_backend.review.repair_json import clip_name
 from ml_backend.video.probe import probe
 from tests.builders import label_config
 from tests.jobs.conftest import Site

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ml_backend.core.errors import Conflict, RequestError
 from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
-from ml_backend.review.moment_store import DISMISS, SKIP, MomentStore, Row
-from ml_backend.review.repair_json import RepairJson, describe_json, digest
+from ml_backend.review.repair_json import DISMISS, SKIP, RepairJson, describe_json, digest
 
 if TYPE_CHECKING:
     from ml_backend.datasets.selection import Submission
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from ml_backend.db.storage import Storage
     from ml_backend.jobs.container import Container
     from ml_backend.label_studio.regions import Region
+    from ml_backend.review.moment_store import MomentStore, Row
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,10 @@ class Reviews:
 
     def __init__(self, container: Container) -> None:
         self._container = container
-        self.store = MomentStore(container.storage)
+
+    @property
+    def store(self) -> MomentStore:
+        return _store(self._container.storage)
 
     def decide(self, project_id: int, moment_id: str, answer: Answer) -> Row:
         """Carry out an answer; return the decision as stored.
@@ -277,14 +280,20 @@ class Reviews:
         self.store.note_written(annotation, digest(change.result))
 
 
+def _store(storage: Storage) -> MomentStore:
+    from ml_backend.review.moment_store import MomentStore  # a slow import, left to the first requests
+
+    return MomentStore(storage)
+
+
 def repaired_tasks(storage: Storage, task_ids: Sequence[int]) -> set[int]:
     """Return those of some tasks whose prediction was repaired."""
-    return MomentStore(storage).repaired_tasks(task_ids)
+    return _store(storage).repaired_tasks(task_ids)
 
 
 def with_repairs(storage: Storage, task_id: int, prediction: dict[str, Any]) -> dict[str, Any]:
     """Return a new prediction with the repairs of a task's earlier one, where it finds the same tracks."""
-    decisions = MomentStore(storage).replayed(task_id)
+    decisions = _store(storage).replayed(task_id)
     if not decisions:
         return prediction
     from ml_backend.review.region_repairs import reapply
@@ -294,7 +303,7 @@ def with_repairs(storage: Storage, task_id: int, prediction: dict[str, Any]) -> 
 
 def without_repairs(storage: Storage, task_id: int, result: Sequence[Region]) -> list[Region]:
     """Return a task's prediction as the model made it."""
-    decisions = MomentStore(storage).replayed(task_id)
+    decisions = _store(storage).replayed(task_id)
     if not decisions:
         return list(result)
     from ml_backend.review.region_repairs import take_back

@@ -25,8 +25,7 @@ from ml_backend.jobs.services import reviews
 from ml_backend.jobs.services.connections import connect_project
 from ml_backend.jobs.worker_status import differing_settings
 from ml_backend.labeling.model_version import BASE, version_settings
-from ml_backend.review.moment_store import clip_name
-from ml_backend.review.repair_json import describe_json
+from ml_backend.review.repair_json import clip_name, describe_json
 from ml_backend.server.api import requests, responses
 from ml_backend.server.api.docs_page import docs_context
 from ml_backend.server.api.routing import document, route
@@ -627,7 +626,7 @@ def moment_clip(query: requests.OfProject, moment_id: requests.MomentId) -> Resp
 
 
 @route("POST", "/repairs", "Review", errors=(409,))
-def repair(body: requests.Repair) -> responses.Repair:
+def repair(body: requests.AnswerMoment) -> responses.Repair:
     """Answer a moment.
 
     Carries out the proposed repair or another one, dismisses the moment, or skips it. A prediction is replaced by the

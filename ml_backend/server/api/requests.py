@@ -241,7 +241,7 @@ class FindMoments(OfProject):
     offset: Annotated[int, Field(ge=0, lt=1 << 31, description="Number of results to leave out.")] = 0
 
 
-class Repair(OfProject):
+class AnswerMoment(OfProject):
     """An answer to a suspicious moment."""
 
     moment: MomentId
