@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.core.types import Float64Array, FloatArray
+from ml_backend.core.types import Float64Array
 
-Array = TypeVar("Array", Float64Array, FloatArray)
+Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 
 def _as_boxes(value: npt.ArrayLike, name: str) -> Float64Array:
@@ -24,14 +24,14 @@ def intersection(a: Array, b: Array) -> Array:
     # Column by column: loops over the two values of a corner would take twice the time.
     width = np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0])
     height = np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1])
-    area: Array = np.maximum(width, 0.0) * np.maximum(height, 0.0)
-    return area
+    area: Any = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    return cast(Array, area)
 
 
 def box_area(boxes: Array) -> Array:
     """Compute the areas ``(...)`` of ``(..., 4)`` boxes; 0 where right < left or bottom < top."""
-    area: Array = np.maximum(boxes[..., 2] - boxes[..., 0], 0.0) * np.maximum(boxes[..., 3] - boxes[..., 1], 0.0)
-    return area
+    area: Any = np.maximum(boxes[..., 2] - boxes[..., 0], 0.0) * np.maximum(boxes[..., 3] - boxes[..., 1], 0.0)
+    return cast(Array, area)
 
 
 def iou_broadcast(a: Float64Array, b: Float64Array) -> Float64Array:

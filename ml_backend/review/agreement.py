@@ -160,7 +160,7 @@ def _rows(tracks: Sequence[_Track]) -> Rows:
         np.column_stack([item.frames, np.full(len(item.frames), number), item.xyxy])
         for number, item in enumerate(tracks)
     ]
-    return np.concatenate(rows) if rows else np.zeros((0, 6))
+    return np.concatenate([np.zeros((0, 6)), *rows], dtype=np.float64)
 
 
 def _overlap(a: _Track, b: _Track) -> float:

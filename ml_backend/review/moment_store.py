@@ -110,12 +110,12 @@ class MomentStore:
 
     def values(self, project_id: int) -> dict[str, list[tuple[Any, int]]]:
         """Return by column of :data:`FILTERS` the values of undecided moments and how often each occurs."""
-        found = {}
+        found: dict[str, Any] = {}
         with self._read() as connection:
             for name in FILTERS:
                 column = moments.c[name]
                 query = _open(sa.select(column, sa.func.count()), project_id, {}).group_by(column).order_by(column)
-                found[name] = [(value, int(count)) for value, count in connection.execute(query)]
+                found[name] = [(row[0], row[1]) for row in connection.execute(query)]
         return found
 
     def state(self, project_id: int) -> list[Any]:
@@ -182,7 +182,11 @@ class MomentStore:
         query = sa.select(repairs).where(*conditions).order_by(repairs.c.id.desc()).limit(limit)
         with self._read() as connection:
             return [
-                {**row, "at": ensure_utc(row["at"]), "undone_at": row["undone_at"] and ensure_utc(row["undone_at"])}
+                {
+                    **dict(row),
+                    "at": ensure_utc(row["at"]),
+                    "undone_at": row["undone_at"] and ensure_utc(row["undone_at"]),
+                }
                 for row in connection.execute(query).mappings()
             ]
 
