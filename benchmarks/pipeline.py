@@ -7,13 +7,14 @@ another. The variants take turns; each row is the median round by speed. Frames 
 system, all threads) count from the first frame to the last region, with models loaded and warmed up; ``first frame``
 counts from the start of a process that predicts without having warmed up. The keyframe share is relative to the boxes
 of our final tracks; ``lowest IoU`` compares what Label Studio interpolates between keyframes with the final tracks on
-every frame. Beside them are the limits: decoding alone, and the network alone on every frame. Prints a table and, as
-the last line, JSON.
+every frame. Beside them are the limits: decoding alone, and the network alone on every frame; and the same prediction
+on 1, 2, 4, ... of the machine's cores. Prints a table and, as the last line, JSON.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from benchmarks.measuring import (  # noqa: E402
     settings_for,
     temporary_data_dir,
 )
+from ml_backend.core.memory import usable_cores  # noqa: E402
 
 if TYPE_CHECKING:
     from ml_backend.core.types import Track
@@ -210,6 +212,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ours, exact": {"stride": 1},
     "ours": {},
 }
+#: Numbers of cores to which a prediction is limited, where the machine has more.
+CORES = {f"on {count} cores": count for count in (1, 2, 4, 8, 16, 32)}
 #: What else is measured, by name.
 OTHERS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "plain loop": run_plain,
@@ -227,10 +231,17 @@ OTHERS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
 @click.option("--variant", hidden=True)
 def main(video: Path, weights: Path, rounds: int, repeat: int, variant: str | None) -> None:
     if variant:
-        row = OTHERS[variant](video, weights) if variant in OTHERS else run_ours(video, weights, **VARIANTS[variant])
+        if variant in CORES:
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: CORES[variant]])
+        row = (
+            OTHERS[variant](video, weights)
+            if variant in OTHERS
+            else run_ours(video, weights, **VARIANTS.get(variant, {}))
+        )
         print(json.dumps({"peak_mb": peak_mb(), **row}))
         return
-    names = ["plain loop", *VARIANTS, *list(OTHERS)[1:]]
+    fewer = [name for name, count in CORES.items() if count < usable_cores()]
+    names = ["plain loop", *VARIANTS, *list(OTHERS)[1:], *fewer]
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with temporary_data_dir() as folder:
         make_engine(video, weights, precision="fp32")
