@@ -346,7 +346,7 @@ def test_sequences_have_no_holes(tmp_path: Path, clip: dict[str, Any], name: str
 
 
 def test_nothing_to_export(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--predictions"):
+    with pytest.raises(ConfigError, match="include predictions"):
         export(tmp_path, [])
     make_video(tmp_path / "clip.mp4")
     result = export(tmp_path, [make_task("clip.mp4", make_annotation())])
@@ -411,7 +411,7 @@ def test_the_script_lists_what_is_gone(tmp_path: Path, clip: dict[str, Any]) -> 
         (["--from-json", "e.json", "--stride", "0"], "stride"),
         (["--from-json", "e.json", "--quality", "0"], "quality"),
         (["--from-json", "e.json", "--ratio", "x"], "ratio"),
-        (["--from-json", "e.json"], "--predictions"),
+        (["--from-json", "e.json"], "include predictions"),
         (["--to-label-studio", "e.json"], "yolo-track"),
     ],
 )
