@@ -127,10 +127,10 @@ class _Exchanges:
             apart(a, b) > FITS for a, b in ((other[0], own[1]), (own[0], other[1])) if a is not None and b is not None
         ):
             return -np.inf
-        views = [*self._views(track, track, frame), *self._views(ends, begins, frame)]
         motion = _exchange_gain([own[0], own[1], *other], ends is begins, lambda a, b: -apart(a, b))
         if motion < -1:
             return -np.inf
+        views = [*self._views(track, track, frame), *self._views(ends, begins, frame)]
         alike = _exchange_gain(views, ends is begins, likeness)
         return SWAP_MOTION * min(motion, 1.5) + SWAP_VIEWS * float(np.clip(alike, -1, 1)) - SWAP_PRIOR
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -80,17 +81,21 @@ def predicted(track: Track, frame: int, fps: float, *, before: bool) -> Float64A
         return None
     t = frames - (frame - 0.5)
     boxes = track.xyxy[rows].astype(np.float64)
-    mean = t.mean()
+    mean = float(t.sum()) / len(t)
+    around = t - mean
     # Shrunk towards standing still: a velocity from a few frames is mostly noise.
-    spread = float(((t - mean) ** 2).mean()) + (0.1 * fps) ** 2 / len(t)
-    velocity = ((t - mean)[:, None] * (boxes - boxes.mean(axis=0))).mean(axis=0) / spread
-    out: Float64Array = boxes.mean(axis=0) - velocity * mean
+    spread = (float(around @ around) + (0.1 * fps) ** 2) / len(t)
+    velocity = (around @ boxes) / len(t) / spread
+    out: Float64Array = boxes.sum(axis=0) / len(t) - velocity * mean
     return out
 
 
 def apart(a: Float64Array, b: Float64Array) -> float:
     """Return how far two boxes ``(4,)`` are apart, in box sizes; another size counts, too."""
-    size = float(np.sqrt(sizes(a[None])[0] * sizes(b[None])[0]))
-    distance = float(np.linalg.norm(centres(a[None]) - centres(b[None]))) / size
-    sides = np.maximum(np.stack([a[2:] - a[:2], b[2:] - b[:2]]), 1.0)
-    return distance + 0.5 * float(np.abs(np.log(sides[0] / sides[1])).mean())
+    # Plain numbers: this is asked for hundreds of thousands of single pairs.
+    ax1, ay1, ax2, ay2 = a.tolist()
+    bx1, by1, bx2, by2 = b.tolist()
+    sides = ((ax2 - ax1, bx2 - bx1), (ay2 - ay1, by2 - by1))
+    size_a, size_b = (max(math.sqrt(max(w, 0.0) * max(h, 0.0)), 1.0) for w, h in zip(*sides, strict=True))
+    distance = math.hypot(ax1 + ax2 - bx1 - bx2, ay1 + ay2 - by1 - by2) / 2 / math.sqrt(size_a * size_b)
+    return distance + 0.5 * sum(abs(math.log(max(one, 1.0) / max(two, 1.0))) for one, two in sides) / 2
