@@ -111,6 +111,8 @@ def best_pairs(
     ends = np.array([t.end for t in tracklets], np.int64)
     gaps = starts[None] - ends[:, None]
     possible = (gaps <= max_gap_s * fps) & (gaps >= -OVERLAP_S * fps) & (ends[None] > ends[:, None])
+    if not possible.any():
+        return []
     cost = np.full(gaps.shape, np.inf)
     i, j = np.nonzero(possible)
     cost[i, j] = _stitch_costs(tracklets, i, j, fps, width, height)
