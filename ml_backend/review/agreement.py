@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ml_backend.core.boxes import box_area, intersection
 from ml_backend.core.types import Float64Array, IntArray
 from ml_backend.label_studio.regions import MALFORMED, RegionKeys
 from ml_backend.tracking.metrics import Counts, Rows, count
@@ -101,10 +102,10 @@ def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> A
     one, two = _tracks(a, frames), _tracks(b, frames)
     overlap = np.array([[_overlap(left, right) for right in two] for left in one]).reshape(len(one), len(two))
     pairs = _best_pairs(overlap)
-    matched_b = {j for _, j in pairs}
+    matched_a, matched_b = {i for i, _ in pairs}, {j for _, j in pairs}
     labels = tuple((one[i].label, two[j].label) for i, j in pairs)
     disputes = [replace(one[i].dispute(), b=two[j].label) for i, j in pairs if one[i].label != two[j].label]
-    disputes += [item.dispute() for i, item in enumerate(one) if i not in {i for i, _ in pairs}]
+    disputes += [item.dispute() for i, item in enumerate(one) if i not in matched_a]
     disputes += [Dispute(item.first, item.last, None, item.label) for j, item in enumerate(two) if j not in matched_b]
     return Agreement(count(_rows(one), _rows(two)), labels, tuple(sorted(disputes, key=lambda item: item.first)))
 
@@ -168,10 +169,8 @@ def _overlap(a: _Track, b: _Track) -> float:
     _, rows, others = np.intersect1d(a.frames, b.frames, assume_unique=True, return_indices=True)
     if not len(rows):
         return 0.0
-    one, two = a.xyxy[rows], b.xyxy[others]
-    sides = np.minimum(one[:, 2:], two[:, 2:]) - np.maximum(one[:, :2], two[:, :2])
-    shared = float(np.maximum(sides, 0).prod(axis=1).sum())
-    area = sum(float((item.xyxy[:, 2:] - item.xyxy[:, :2]).prod(axis=1).sum()) for item in (a, b))
+    shared = float(intersection(a.xyxy[rows], b.xyxy[others]).sum())
+    area = float(box_area(a.xyxy).sum() + box_area(b.xyxy).sum())
     return shared / (area - shared) if area > shared else 0.0
 
 
