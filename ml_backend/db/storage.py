@@ -104,9 +104,21 @@ class Storage:
                 hint = "Restore a backup of the file, or move it away to start with an empty database."
             raise StorageError(f"The database failed: {cause}.", hint) from error
 
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Open a connection for reading."""
+        with self.guard(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Open a transaction, which is committed at the end."""
+        with self.guard(), self.engine.begin() as connection:
+            yield connection
+
     def ping(self) -> None:
         """Raise StorageError unless the database answers."""
-        with self.guard(), self.engine.connect() as connection:
+        with self.read() as connection:
             connection.execute(sa.select(1))
 
     # -- predictions
@@ -123,7 +135,7 @@ class Storage:
             "created_at": datetime.now(timezone.utc),
         }
         try:
-            with self.guard(), self.engine.begin() as connection:
+            with self.write() as connection:
                 connection.execute(sa.insert(predictions).values(**row))
         except StorageError as error:
             if not isinstance(error.__cause__, IntegrityError):
@@ -136,7 +148,7 @@ class Storage:
     def prediction_sizes(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the JSON size in bytes of each stored prediction, by key."""
         query = sa.select(predictions.c.key, predictions.c.bytes)
-        with self.guard(), self.engine.connect() as connection:
+        with self.read() as connection:
             return {
                 row.key: row.bytes
                 for chunk in _chunks(keys)
@@ -146,7 +158,7 @@ class Storage:
     def prediction_bodies(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Return the stored predictions by key as JSON text, which callers pass on without parsing."""
         query = sa.select(predictions.c.key, predictions.c.body)
-        with self.guard(), self.engine.connect() as connection:
+        with self.read() as connection:
             return {
                 row.key: gzip.decompress(row.body)
                 for chunk in _chunks(keys)
@@ -163,7 +175,7 @@ class Storage:
         query = sa.select(made.c.model_version).group_by(made.c.model_version).order_by(newest.desc())
         if project_id is not None:
             query = query.where(made.c.project_id == project_id)
-        with self.guard(), self.engine.connect() as connection:
+        with self.read() as connection:
             return list(connection.scalars(query))
 
     def prediction_runs(self) -> list[PredictionRun]:
@@ -172,7 +184,7 @@ class Storage:
         created_at = predictions.c.created_at
         times = sa.func.min(created_at).label("first"), sa.func.max(created_at).label("last")
         query = sa.select(*group, *times).group_by(*group)
-        with self.guard(), self.engine.connect() as connection:
+        with self.read() as connection:
             rows = connection.execute(query.order_by(*group)).all()
         return [
             PredictionRun(row.project_id, row.model_version, ensure_utc(row.first), ensure_utc(row.last))
@@ -202,7 +214,7 @@ class Storage:
         return len(rows)
 
     def count_predictions(self) -> int:
-        with self.guard(), self.engine.connect() as connection:
+        with self.read() as connection:
             return connection.scalar(sa.select(sa.func.count()).select_from(predictions)) or 0
 
     def note_score(self, project_id: int, task_id: int, score: float) -> None:
@@ -212,7 +224,7 @@ class Storage:
     def scores(self, project_id: int) -> dict[int, float]:
         """Return the score of the newest prediction by task."""
         query = sa.select(task_scores.c.task_id, task_scores.c.score).where(task_scores.c.project_id == project_id)
-        with self.guard(), self.engine.connect() as connection:
+        with self.read() as connection:
             return {row.task_id: row.score for row in connection.execute(query)}
 
     # -- pending work
@@ -246,14 +258,14 @@ class Storage:
     def count_pending(self, kind: str, project_id: int) -> int:
         """Return the number of a project's tasks with pending work."""
         matches = (pending.c.kind == kind) & (pending.c.project_id == project_id)
-        with self.guard(), self.engine.connect() as connection:
+        with self.read() as connection:
             return connection.scalar(sa.select(sa.func.count()).select_from(pending).where(matches)) or 0
 
     def pending(self, kind: str, project_id: int, limit: int | None = None) -> dict[int, str]:
         """Return the revision of pending work by task, lowest ids first; see :meth:`settle`."""
         matches = (pending.c.kind == kind) & (pending.c.project_id == project_id)
         query = sa.select(pending.c.task_id, pending.c.revision).where(matches).order_by(pending.c.task_id).limit(limit)
-        with self.guard(), self.engine.connect() as connection:
+        with self.read() as connection:
             return {row.task_id: row.revision for row in connection.execute(query)}
 
     def settle(self, kind: str, project_id: int, done: Mapping[int, str]) -> None:
@@ -272,7 +284,7 @@ class Storage:
     def pending_projects(self) -> list[tuple[str, int]]:
         """Return the kind and project of all pending work."""
         query = sa.select(pending.c.kind, pending.c.project_id).distinct()
-        with self.guard(), self.engine.connect() as connection:
+        with self.read() as connection:
             return sorted((row.kind, row.project_id) for row in connection.execute(query))
 
     # -- annotations
@@ -311,7 +323,7 @@ class Storage:
     def tasks_of_annotations(self, annotation_ids: Sequence[int]) -> dict[int, int]:
         """Return the project by task of annotations that were named in events or read."""
         project_by_task: dict[int, int] = {}
-        with self.guard(), self.engine.connect() as connection:
+        with self.read() as connection:
             for table in (annotation_tasks, exemplars, corrections):
                 for chunk in _chunks(annotation_ids):
                     query = sa.select(table.c.task_id, table.c.project_id).where(table.c.annotation_id.in_(chunk))
@@ -322,7 +334,7 @@ class Storage:
 
     def annotated_projects(self) -> list[int]:
         """Return all projects with annotations that were ever named in events or read."""
-        with self.guard(), self.engine.connect() as connection:
+        with self.read() as connection:
             return sorted(connection.scalars(sa.select(annotation_tasks.c.project_id).distinct()))
 
 

@@ -183,7 +183,7 @@ class ProjectModelStore:
 
     def _row(self, project_id: int) -> _Row:
         query = sa.select(projects).where(projects.c.project_id == project_id)
-        with self._storage.guard(), self._storage.engine.connect() as connection:
+        with self._storage.read() as connection:
             row = connection.execute(query).first()
         return _Row(row.mode, row.setup_mode, row.prompts) if row else _NO_ROW
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
@@ -29,16 +27,6 @@ class MomentStore:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
-    @contextmanager
-    def _read(self) -> Iterator[Connection]:
-        with self._storage.guard(), self._storage.engine.connect() as connection:
-            yield connection
-
-    @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        with self._storage.guard(), self._storage.engine.begin() as connection:
-            yield connection
-
     # -- moments
 
     def replace_task(self, project_id: int, task_id: int, found: Sequence[Row]) -> dict[str, str]:
@@ -53,7 +41,7 @@ class MomentStore:
         best = sorted(found, key=lambda row: -row["gain"])
         unique = list({row["id"]: row for row in reversed(best)}.values())[::-1][:MAX_PER_TASK]
         own = (moments.c.project_id == project_id) & (moments.c.task_id == task_id)
-        with self._write() as connection:
+        with self._storage.write() as connection:
             clips = {row.id: row.clip for row in connection.execute(sa.select(moments.c.id, moments.c.clip).where(own))}
             connection.execute(sa.delete(moments).where(own))
             rows = [
@@ -66,14 +54,14 @@ class MomentStore:
 
     def forget_task(self, project_id: int, task_id: int) -> dict[str, str]:
         """Remove a deleted task's moments and decisions; returns as :meth:`replace_task` does."""
-        with self._write() as connection:
+        with self._storage.write() as connection:
             own = (repairs.c.project_id == project_id) & (repairs.c.task_id == task_id)
             connection.execute(sa.delete(repairs).where(own))
         return self.replace_task(project_id, task_id, [])
 
     def tasks(self, project_id: int) -> set[int]:
         """Return the tasks that have moments or decisions."""
-        with self._read() as connection:
+        with self._storage.read() as connection:
             return {
                 task_id
                 for table in (moments, repairs)
@@ -84,13 +72,13 @@ class MomentStore:
 
     def get(self, project_id: int, moment_id: str) -> Row | None:
         query = sa.select(moments).where(moments.c.project_id == project_id, moments.c.id == moment_id)
-        with self._read() as connection:
+        with self._storage.read() as connection:
             row = connection.execute(query).mappings().first()
         return dict(row) if row else None
 
     def note_clip(self, moment_id: str, sha256: str) -> bool:
         """Store the digest of a moment's clip; return whether the moment is still there."""
-        with self._write() as connection:
+        with self._storage.write() as connection:
             found = connection.execute(sa.update(moments).where(moments.c.id == moment_id).values(clip=sha256))
             return bool(found.rowcount)
 
@@ -102,7 +90,7 @@ class MomentStore:
         """
         skipped = sa.exists().where(_decision(moments.c.id), repairs.c.action == SKIP)
         order = (skipped, moments.c.gain.desc(), moments.c.id)
-        with self._read() as connection:
+        with self._storage.read() as connection:
             query = _open(sa.select(moments, skipped.label("skipped")), project_id, filters)
             rows = connection.execute(query.order_by(*order).limit(limit).offset(offset)).mappings()
             total = connection.scalar(_open(sa.select(sa.func.count(moments.c.id)), project_id, filters))
@@ -111,7 +99,7 @@ class MomentStore:
     def values(self, project_id: int) -> dict[str, list[tuple[Any, int]]]:
         """Return by column of :data:`FILTERS` the values of undecided moments and how often each occurs."""
         found: dict[str, Any] = {}
-        with self._read() as connection:
+        with self._storage.read() as connection:
             for name in FILTERS:
                 column = moments.c[name]
                 query = _open(sa.select(column, sa.func.count()), project_id, {}).group_by(column).order_by(column)
@@ -122,7 +110,7 @@ class MomentStore:
         """Return values that change with a project's queue."""
         found = (sa.func.count(), sa.func.min(moments.c.id), sa.func.max(moments.c.id), sa.func.sum(moments.c.gain))
         decided = (sa.func.max(repairs.c.id), sa.func.count(repairs.c.undone_at))
-        with self._read() as connection:
+        with self._storage.read() as connection:
             return [
                 *connection.execute(sa.select(*found).where(moments.c.project_id == project_id)).one(),
                 *connection.execute(sa.select(*decided).where(repairs.c.project_id == project_id)).one(),
@@ -134,7 +122,7 @@ class MomentStore:
         """Store a decision; return its id."""
         nothing = {"annotation_id": 0, "base_id": 0, "written": "", "before": [], "after": []}
         row = {"at": datetime.now(timezone.utc), "undone_by": "", **nothing, **values}
-        with self._write() as connection:
+        with self._storage.write() as connection:
             return int(connection.execute(sa.insert(repairs).values(**row)).inserted_primary_key[0])  # type: ignore[index]
 
     def decision(self, project_id: int, repair_id: int) -> Row | None:
@@ -163,24 +151,24 @@ class MomentStore:
         query = sa.select(repairs.c.task_id).where(
             repairs.c.task_id.in_(task_ids), repairs.c.annotation_id == 0, _in_force()
         )
-        with self._read() as connection:
+        with self._storage.read() as connection:
             return set(connection.scalars(query.distinct()))
 
     def note_written(self, annotation_id: int, digest: str) -> None:
         """Store the digest of what was written to an annotation last, with all repairs of it."""
-        with self._write() as connection:
+        with self._storage.write() as connection:
             own = repairs.c.annotation_id == annotation_id
             connection.execute(sa.update(repairs).where(own).values(written=digest))
 
     def undo(self, repair_id: int, by: str) -> None:
-        with self._write() as connection:
+        with self._storage.write() as connection:
             values = {"undone_by": by, "undone_at": datetime.now(timezone.utc)}
             connection.execute(sa.update(repairs).where(repairs.c.id == repair_id).values(**values))
 
     def _decisions(self, *conditions: sa.ColumnElement[bool], limit: int | None = None) -> list[Row]:
         """Return decisions, newest first."""
         query = sa.select(repairs).where(*conditions).order_by(repairs.c.id.desc()).limit(limit)
-        with self._read() as connection:
+        with self._storage.read() as connection:
             return [
                 {
                     **dict(row),

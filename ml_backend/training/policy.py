@@ -166,7 +166,7 @@ class PolicyStore:
 
     def _row(self, project_id: int) -> tuple[dict[str, Any], dict[str, Any]]:
         query = sa.select(training_policies).where(training_policies.c.project_id == project_id)
-        with self._storage.guard(), self._storage.engine.connect() as connection:
+        with self._storage.read() as connection:
             row = connection.execute(query).first()
         return (dict(row.policy or {}), dict(row.setup_policy or {})) if row else ({}, {})
 
@@ -174,7 +174,7 @@ class PolicyStore:
         of = training_policies.c.project_id == project_id
         for _ in range(2):
             try:
-                with self._storage.guard(), self._storage.engine.begin() as connection:
+                with self._storage.write() as connection:
                     if not connection.execute(sa.update(training_policies).where(of).values(**values)).rowcount:
                         row = {"policy": {}, "setup_policy": {}, **values}
                         connection.execute(sa.insert(training_policies).values(project_id=project_id, **row))

@@ -144,7 +144,7 @@ class Registry:
     def _many(self, project_id: int, columns: Iterable[Any], limit: int | None) -> list[Version]:
         query = sa.select(*columns).where(model_versions.c.project_id == project_id)
         query = query.order_by(model_versions.c.number.desc()).limit(limit)
-        with self._storage.guard(), self._storage.engine.connect() as connection:
+        with self._storage.read() as connection:
             return [_version(row) for row in connection.execute(query)]
 
     def get(self, version_id: int) -> Version | None:
@@ -179,7 +179,7 @@ class Registry:
     def all_active(self) -> list[Version]:
         """Return the runs in progress of all projects."""
         query = sa.select(model_versions).where(model_versions.c.state.in_(RUNNING)).order_by(model_versions.c.id)
-        with self._storage.guard(), self._storage.engine.connect() as connection:
+        with self._storage.read() as connection:
             return [_version(row) for row in connection.execute(query)]
 
     def proposed(self, project_id: int) -> Version | None:
@@ -205,14 +205,14 @@ class Registry:
             .where(activations.c.project_id == project_id)
             .order_by(activations.c.id.desc())
         )
-        with self._storage.guard(), self._storage.engine.connect() as connection:
+        with self._storage.read() as connection:
             return [
                 {"version": "base" if row.number is None else f"v{row.number}", "by": row.by, "at": row.at}
                 for row in connection.execute(query)
             ]
 
     def _one(self, query: Any) -> Version | None:
-        with self._storage.guard(), self._storage.engine.connect() as connection:
+        with self._storage.read() as connection:
             row = connection.execute(query).first()
         return _version(row) if row else None
 
@@ -223,7 +223,7 @@ class Registry:
         highest = sa.select(sa.func.max(model_versions.c.number)).where(model_versions.c.project_id == project_id)
         for _ in range(5):
             try:
-                with self._storage.guard(), self._storage.engine.begin() as connection:
+                with self._storage.write() as connection:
                     number = (connection.scalar(highest) or 0) + 1
                     row: dict[str, Any] = {
                         "project_id": project_id,
@@ -262,7 +262,7 @@ class Registry:
     def finish(self, version: Version, state: str, reason: str, **values: Any) -> Version:
         """End a run: ``refused``, ``proposed``, ``failed`` or ``cancelled``. Raises RunLost as :meth:`advance` does."""
         values |= {"state": state, "reason": reason, "owner": "", "finished_at": datetime.now(timezone.utc)}
-        with self._storage.guard(), self._storage.engine.begin() as connection:
+        with self._storage.write() as connection:
             self._write(connection, version.id, version.owner, values)
             if state in MEASURED:
                 self._supersede(connection, version)
@@ -276,7 +276,7 @@ class Registry:
             RunLost: the run belongs to another worker now, or has ended.
         """
         of = (model_versions.c.id == version.id) & (model_versions.c.owner == version.owner)
-        with self._storage.guard(), self._storage.engine.begin() as connection:
+        with self._storage.write() as connection:
             if not connection.execute(
                 sa.delete(model_versions).where(of & model_versions.c.state.in_(RUNNING))
             ).rowcount:
@@ -295,7 +295,7 @@ class Registry:
             gone: tasks that are deleted or whose video will not come back.
         """
         this = model_versions.c.id == version.id
-        with self._storage.guard(), self._storage.engine.begin() as connection:
+        with self._storage.write() as connection:
             row = connection.execute(sa.select(model_versions.c.lineage).where(this)).first()
             lineage = dict(row.lineage) if row else {}
             lineage["seen"] = {task: of for task, of in (lineage.get("seen") or {}).items() if task not in back}
@@ -314,7 +314,7 @@ class Registry:
         """
         now = datetime.now(timezone.utc)
         values = {"state": "promoted", "reason": reason, "owner": "", "finished_at": now}
-        with self._storage.guard(), self._storage.engine.begin() as connection:
+        with self._storage.write() as connection:
             self._write(connection, version.id, version.owner, values)
             if connection.scalar(version_in_use(version.project_id)) != instead_of:
                 raise Postponed("The project has switched to another version meanwhile.", "The gate runs again.")
@@ -349,7 +349,7 @@ class Registry:
             "by": by[:255],
             "at": datetime.now(timezone.utc),
         }
-        with self._storage.guard(), self._storage.engine.begin() as connection:
+        with self._storage.write() as connection:
             if version is not None and (version.weights_removed or not lock_version(connection, version)):
                 raise ConfigError(
                     f"{version.name} of project {project_id} cannot be used: its weights were removed because there "
@@ -369,7 +369,7 @@ class Registry:
         Raises:
             Conflict: it is not proposed, or not any more.
         """
-        with self._storage.guard(), self._storage.engine.begin() as connection:
+        with self._storage.write() as connection:
             declined = self._settle(connection, version, "refused", f"Declined by {by[:200]}.")
         if not declined:
             state = (self.get(version.id) or version).state
@@ -401,7 +401,7 @@ class Registry:
         return version
 
     def _update(self, version_id: int, only_of: str | None, **values: Any) -> Version:
-        with self._storage.guard(), self._storage.engine.begin() as connection:
+        with self._storage.write() as connection:
             self._write(connection, version_id, only_of, values)
         return self._reload(version_id)
 

@@ -68,7 +68,7 @@ def remove_old_weights(project_id: int, settings: Settings, storage: Storage, ar
     for name, sha256 in _unused(storage, project_id):
         if not artifacts.remove(name, sha256):
             break  # the store is unreachable: the other removals would wait for it too
-        with storage.guard(), storage.engine.begin() as connection:
+        with storage.write() as connection:
             connection.execute(sa.delete(unused_artifacts).where(unused_artifacts.c.artifact == name))
         gone += 1
     if gone:
@@ -78,13 +78,13 @@ def remove_old_weights(project_id: int, settings: Settings, storage: Storage, ar
 
 def _used(storage: Storage, project_id: int) -> list[int | None]:
     query = sa.select(activations.c.version_id).where(activations.c.project_id == project_id)
-    with storage.guard(), storage.engine.connect() as connection:
+    with storage.read() as connection:
         return list(connection.scalars(query.order_by(activations.c.id.desc())))
 
 
 def _retire(storage: Storage, version: Version) -> None:
     """Mark a version as without weights so that the file may be removed, unless it has come into use meanwhile."""
-    with storage.guard(), storage.engine.begin() as connection:
+    with storage.write() as connection:
         # Lock the row first, as activation does: one of the two waits and then sees what the other has done.
         if not lock_version(connection, version) or connection.scalar(version_in_use(version.project_id)) == version.id:
             return
@@ -107,6 +107,6 @@ def _unused(storage: Storage, project_id: int) -> list[tuple[str, str]]:
     had = sa.exists().where(model_versions.c.artifact == unused_artifacts.c.artifact)
     query = sa.select(unused_artifacts.c.artifact, unused_artifacts.c.weights_sha256)
     query = query.where(unused_artifacts.c.project_id == project_id, ~had)
-    with storage.guard(), storage.engine.connect() as connection:
+    with storage.read() as connection:
         rows = connection.execute(query.order_by(unused_artifacts.c.noted_at, unused_artifacts.c.artifact))
         return [(row.artifact, row.weights_sha256) for row in rows]

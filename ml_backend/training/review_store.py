@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
@@ -103,11 +100,6 @@ class ReviewStore:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
-    @contextmanager
-    def _connect(self) -> Iterator[Connection]:
-        with self._storage.guard(), self._storage.engine.connect() as connection:
-            yield connection
-
     def put(self, project_id: int, task_id: int, task_review: TaskReview) -> None:
         """Store the review of a task, replacing an earlier one."""
         review = task_review.review
@@ -125,12 +117,12 @@ class ReviewStore:
 
     def remove(self, project_id: int, task_id: int) -> None:
         """Remove the review of a task that, or whose annotation, was deleted."""
-        with self._storage.guard(), self._storage.engine.begin() as connection:
+        with self._storage.write() as connection:
             connection.execute(sa.delete(corrections).where(_is_task(project_id, task_id)))
 
     def forget(self, project_id: int) -> None:
         """Remove all reviews of a deleted project."""
-        with self._storage.guard(), self._storage.engine.begin() as connection:
+        with self._storage.write() as connection:
             connection.execute(sa.delete(corrections).where(corrections.c.project_id == project_id))
 
     def is_current(
@@ -138,7 +130,7 @@ class ReviewStore:
     ) -> bool:
         """Return whether this state of a task's annotation is already stored."""
         columns = (corrections.c.annotation_id, corrections.c.fingerprint, corrections.c.changed_at)
-        with self._connect() as connection:
+        with self._storage.read() as connection:
             row = connection.execute(sa.select(*columns).where(_is_task(project_id, task_id))).first()
         stored = row and (row.annotation_id, row.fingerprint, _utc(row.changed_at))
         return stored == (annotation_id, fingerprint, _utc(changed))
@@ -146,12 +138,12 @@ class ReviewStore:
     def hard(self, project_id: int) -> dict[int, frozenset[str]]:
         """Return the ids of regions that the models got wrong, by task; see :attr:`AnnotationReview.hard`."""
         query = sa.select(corrections.c.task_id, corrections.c.hard).where(corrections.c.project_id == project_id)
-        with self._connect() as connection:
+        with self._storage.read() as connection:
             return {row.task_id: frozenset(row.hard) for row in connection.execute(query) if row.hard}
 
     def projects(self) -> list[int]:
         """Return the projects that have annotated tasks."""
-        with self._connect() as connection:
+        with self._storage.read() as connection:
             return sorted(connection.scalars(sa.select(corrections.c.project_id).distinct()))
 
     def tasks(self, project_id: int) -> dict[int, AnnotatedTask]:
@@ -162,7 +154,7 @@ class ReviewStore:
             .where(corrections.c.project_id == project_id)
             .order_by(corrections.c.task_id)
         )
-        with self._connect() as connection:
+        with self._storage.read() as connection:
             return {
                 row.task_id: AnnotatedTask(row.fingerprint, row.tracks, _utc(row.changed_at), len(row.hard))
                 for row in connection.execute(query)
@@ -186,7 +178,7 @@ class ReviewStore:
             .order_by(first, corrections.c.model_version)
         )
         names = (*KINDS, "tracks")
-        with self._connect() as connection:
+        with self._storage.read() as connection:
             return [
                 VersionAcceptance(
                     str(version),

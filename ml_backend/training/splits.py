@@ -285,7 +285,7 @@ class SplitStore:
     def splits(self, project_id: int) -> dict[str, Split]:
         """Return the decided parts by video key."""
         query = sa.select(training_splits).where(training_splits.c.project_id == project_id)
-        with self._storage.guard(), self._storage.engine.connect() as connection:
+        with self._storage.read() as connection:
             return {row.video: Split(row.part, row.phase, row.content) for row in connection.execute(query)}
 
     def add(self, project_id: int, decided: Mapping[str, Split]) -> bool:
@@ -300,7 +300,7 @@ class SplitStore:
         if not rows:
             return True
         try:
-            with self._storage.guard(), self._storage.engine.begin() as connection:
+            with self._storage.write() as connection:
                 connection.execute(sa.insert(training_splits), rows)
         except StorageError as error:
             if isinstance(error.__cause__, IntegrityError):

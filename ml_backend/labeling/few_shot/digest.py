@@ -20,6 +20,6 @@ def bank_digests(storage: Storage, project_id: int, model_ids: Sequence[str]) ->
     if digests:
         condition = sa.and_(banks.c.project_id == project_id, banks.c.model.in_(list(digests)))
         query = sa.select(banks.c.model, banks.c.digest).where(condition)
-        with storage.guard(), storage.engine.connect() as connection:
+        with storage.read() as connection:
             digests |= {row.model: row.digest for row in connection.execute(query)}
     return digests

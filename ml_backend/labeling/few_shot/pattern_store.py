@@ -76,13 +76,13 @@ class PatternStore:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Open a connection for reading."""
-        with self._storage.guard(), self._storage.engine.connect() as connection:
+        with self._storage.read() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Open a transaction."""
-        with self._storage.guard(), self._storage.engine.begin() as connection:
+        with self._storage.write() as connection:
             yield connection
 
     # -- embeddings
