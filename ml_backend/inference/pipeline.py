@@ -80,6 +80,7 @@ def detect_tracks(
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_track: Callable[[Track], None] | None = None,
+    on_features: Callable[[FrameFeatures], None] | None = None,
     chunk_runner: ChunkRunner | None = None,
     preview: Preview | None = None,
 ) -> TrackSet:
@@ -91,6 +92,7 @@ def detect_tracks(
         progress: called with (frames done, total frames) after the first frame and after each batch.
         should_stop: polled after each batch.
         on_track: called with each finished track, with its boxes on every frame.
+        on_features: called with the detections of each frame, in order.
         chunk_runner: yields the frame features of a long video's chunks; without it the video is one stream.
         preview: called after each batch with a function that returns the tracks so far.
 
@@ -122,6 +124,8 @@ def detect_tracks(
         with closing(prefetch(stream, 2 * settings.batch * stride)) as frames:
             for features in frames:
                 builder.push(features)
+                if on_features:
+                    on_features(features)
                 if (builder.frames - 1) % settings.batch == 0 or features.index == info.frames - 1:
                     if progress:
                         progress(builder.frames, info.frames)

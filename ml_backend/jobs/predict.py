@@ -17,6 +17,7 @@ from ml_backend.core.errors import Postponed
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.delivery import deliver, deliver_one, deliver_partial
+from ml_backend.jobs.detections import detections_kept
 from ml_backend.jobs.learn import read_annotations_once
 from ml_backend.jobs.progress import PreviewThrottle, VideoProgress
 from ml_backend.jobs.project_models import ProjectModels
@@ -319,7 +320,10 @@ def _tracks(
         ChunkedDetection(container, plan, models, index, lambda: store.get_tracks(key) is not None) if keep else None
     )
     try:
-        with container.media.open(video.uri, plan.task_id, plan.project_id) as path:
+        with (
+            detections_kept(container.artifacts, plan.project_id, video_key(video.uri)) as detections,
+            container.media.open(video.uri, plan.task_id, plan.project_id) as path,
+        ):
             tracks = detect_tracks(
                 path,
                 video.frame_rate,
@@ -327,9 +331,12 @@ def _tracks(
                 models.detector,  # as the version names it, even if another is available now
                 progress=progress,
                 should_stop=container.stopper(),
+                on_features=detections.push if keep else None,
                 chunk_runner=chunked,
                 preview=preview,
             )
+            if keep:
+                detections.close(tracks.class_names)
     except AlreadyTracked:
         log.info("Task %s: another job has finished %s.", plan.task_id, public_uri(video.uri))
         if chunked:

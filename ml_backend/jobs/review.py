@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ml_backend.core.errors import BackendError, ConfigError, Interrupted
 from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.jobs.container import Container, job
+from ml_backend.jobs.detections import logged_detections
 from ml_backend.jobs.queue import ALL_TASKS
 from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.label_studio.client import NotFound
@@ -84,7 +85,7 @@ def _review_task(container: Container, project_id: int, task_id: int) -> None:
     else:
         embedder = container.projects.models(project_id).classifier.embedder
         reader = _reader(container, project_id, task, config)
-        found = [row for video in reader.task_videos() for row in _moments(container, video, embedder)]
+        found = [row for video in reader.task_videos() for row in _moments(container, project_id, video, embedder)]
         unused = store.replace_task(project_id, task_id, found)
         log.info("Task %s has %d suspicious moments.", task_id, len(found))
     for moment_id, sha256 in unused.items():
@@ -95,24 +96,24 @@ def _reader(container: Container, project_id: int, task: dict[str, Any], config:
     return AnnotationReader(lambda: iter([task]), container.media.opener(project_id), config, predictions="missing")
 
 
-def _moments(container: Container, video: TaskVideo, embedder: ResolvedModel | None) -> Iterator[Row]:
+def _moments(container: Container, project_id: int, video: TaskVideo, embedder: ResolvedModel | None) -> Iterator[Row]:
     """Yield the moments of a video as rows of the store."""
     from ml_backend.review.moments import find_moments
     from ml_backend.review.reading import open_for_review
     from ml_backend.review.region_repairs import region_digest, repair_to_json
 
-    crops = []
-    if embedder is not None:
-        key = video_key(canonical_uri(video.uri, container.settings.label_studio_url))
-        crops = container.projects.patterns.crop_embeddings(key).get(embedder.model_id)
+    key = video_key(canonical_uri(video.uri, container.settings.label_studio_url))
+    crops = container.projects.patterns.crop_embeddings(key).get(embedder.model_id) if embedder else []
+    logged = logged_detections(container.artifacts, project_id, key)
     regions = {str(region.get("id", "")): region for region in video.regions}
-    with open_for_review(video, None, stored=crops) as task:
+    with open_for_review(video, None, stored=crops, logged=logged) as task:
         labels = {track.track_id: track.label for track in task.video.tracks}
         for moment in find_moments(task.video):
             ids = [task.region_ids[track] for track in moment.tracks]
             digests = {name: region_digest(dict(regions[name])) for name in ids}
             sequences = [regions[name]["value"]["sequence"] for name in ids]
-            label = labels[moment.tracks[0]] or ""
+            repair = repair_to_json(moment.repair, task.region_ids, task.video, video.control)
+            label = (labels[moment.tracks[0]] if moment.tracks else repair["label"]) or ""
             same = [video.task_id, moment.kind, moment.first, moment.last, sequences]
             yield {
                 "id": digest(*same, label if moment.kind == "label" else ""),
@@ -128,7 +129,7 @@ def _moments(container: Container, video: TaskVideo, embedder: ResolvedModel | N
                 "score": moment.score,
                 "gain": moment.gain,
                 "reason": moment.reason,
-                "repair": repair_to_json(moment.repair, task.region_ids, task.video.width, task.video.height),
+                "repair": repair,
                 "regions": digests,
             }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,7 @@ import numpy as np
 
 from ml_backend.core.errors import BackendError, LabelStudioUnavailable, StorageError
 from ml_backend.core.settings import Settings
-from ml_backend.core.types import Detections, IntArray, Progress, Track, VideoInfo
+from ml_backend.core.types import Detections, FrameFeatures, IntArray, Progress, Track, VideoInfo
 from ml_backend.datasets.annotated_video import TaskVideo
 from ml_backend.datasets.selection import chosen_label, valid_score
 from ml_backend.detectors.loading import use_detector
@@ -23,6 +23,7 @@ from ml_backend.embeddings.crop_embeddings import CropEmbedding, MemoryCropEmbed
 from ml_backend.embeddings.crop_selection import candidate_crops
 from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.embeddings.loading import use_embedder
+from ml_backend.inference.detection_log import LoggedDetections
 from ml_backend.inference.detection_stream import detection_stream
 from ml_backend.inference.pipeline import detection_stride
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE, LabelMapper, LabelSpec
@@ -78,13 +79,15 @@ def open_for_review(
     models: ReviewModels | None,
     progress: Progress | None = None,
     stored: Sequence[CropEmbedding] = (),
+    logged: LoggedDetections | None = None,
 ) -> Iterator[ReviewTask]:
     """Read the tracks of a task, embed crops of them and run the detector, if the video can be found.
 
     Args:
-        models: ``None``: nothing is embedded or detected, only ``stored`` crops count.
+        models: ``None``: nothing is embedded or detected, only ``stored`` crops and ``logged`` detections count.
         progress: of the detector, in frames.
         stored: crops that were embedded before, on decoded frames.
+        logged: detections of the video, on decoded frames.
 
     Raises:
         LabelStudioUnavailable, StorageError: no other video can be reviewed either.
@@ -108,6 +111,11 @@ def open_for_review(
         names: dict[int, str] = {}
         if models is not None and models.detector is not None:
             detections, names = _detections(path, info, decoded, models.settings, models.detector, progress)
+        elif logged is not None:
+            try:
+                detections, names = _by_shown_frame(logged.frames(), decoded), dict(enumerate(logged.class_names))
+            except ValueError as error:
+                notes.append(f"Without detections: {error}")
         video = ReviewVideo(
             tracks,
             timeline.frame_rate,
@@ -218,20 +226,25 @@ def _detections(
     progress: Progress | None,
 ) -> tuple[dict[int, Detections], dict[int, str]]:
     """Detect objects, by frame of the timeline."""
+
+    def reported(stream: Iterable[FrameFeatures]) -> Iterator[FrameFeatures]:
+        for number, features in enumerate(stream, start=1):
+            yield features
+            if progress:
+                progress(number, info.frames)
+
+    with use_detector(resolved, settings, info) as detector:
+        stride = detection_stride(settings, resolved, info)
+        with closing(detection_stream(path, info, detector, batch=settings.batch, stride=stride)) as stream:
+            return _by_shown_frame(reported(stream), decoded), dict(detector.names)
+
+
+def _by_shown_frame(stream: Iterable[FrameFeatures], decoded: IntArray) -> dict[int, Detections]:
+    """Return detections of decoded frames by the frames of the timeline that show these."""
     shown_at: dict[int, list[int]] = {}
     for frame, index in enumerate(decoded.tolist()):
         shown_at.setdefault(index, []).append(frame)
-    found: dict[int, Detections] = {}
-    with use_detector(resolved, settings, info) as detector:
-        stride = detection_stride(settings, resolved, info)
-        stream = detection_stream(path, info, detector, batch=settings.batch, stride=stride)
-        with closing(stream):
-            for number, features in enumerate(stream, start=1):
-                for frame in shown_at.get(features.index, ()):
-                    found[frame] = features.detections
-                if progress:
-                    progress(number, info.frames)
-        return found, dict(detector.names)
+    return {frame: features.detections for features in stream for frame in shown_at.get(features.index, ())}
 
 
 def _class_labels(task: TaskVideo, tracks: Sequence[Track], class_names: Sequence[str]) -> dict[str, str]:

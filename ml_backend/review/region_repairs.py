@@ -14,10 +14,23 @@ import numpy as np
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.errors import ConfigError, Conflict
 from ml_backend.core.keyframes import interpolate, simplify
-from ml_backend.core.types import IntArray, Track
-from ml_backend.label_studio.regions import MALFORMED, Region, RegionKeys, region_boxes
+from ml_backend.core.types import UNLABELLED, IntArray, Track
+from ml_backend.label_studio.label_config import VideoControl
+from ml_backend.label_studio.regions import MALFORMED, Region, RegionKeys, make_region, region_boxes
 from ml_backend.review.repair_json import RepairJson, digest
-from ml_backend.review.repairs import Delete, Join, Relabel, Repair, SetBoxes, SplitAt, SwapFrom, Trim, apply_repair
+from ml_backend.review.repairs import (
+    Add,
+    Delete,
+    Join,
+    Relabel,
+    Repair,
+    SetBoxes,
+    SplitAt,
+    SwapFrom,
+    Trim,
+    apply_repair,
+)
+from ml_backend.review.video import ReviewVideo
 
 #: IoU within which new keyframes follow the boxes of a repair.
 MIN_IOU = 0.98
@@ -42,16 +55,17 @@ class RegionChange:
     after: list[Region]
 
 
-def repair_to_json(repair: Repair, region_ids: Mapping[int, str], width: float, height: float) -> RepairJson:
+def repair_to_json(
+    repair: Repair, region_ids: Mapping[int, str], video: ReviewVideo, control: VideoControl
+) -> RepairJson:
     """Describe a repair of tracks, whose frames and boxes are those of ``review.reading``, as one of regions.
 
     Args:
         region_ids: by track id.
-        width, height: of the picture, in the boxes' unit.
-
-    Raises:
-        ValueError: the repair adds a track, which is no region yet.
+        video: that was reviewed.
+        control: names of an added region.
     """
+    to_percent = 100 / np.array([video.width, video.height] * 2)
     match repair:
         case SplitAt(track, frame):
             return {"do": "split", "region": region_ids[track], "frame": int(frame) + 1}
@@ -67,12 +81,16 @@ def repair_to_json(repair: Repair, region_ids: Mapping[int, str], width: float, 
         case Delete(track):
             return {"do": "delete", "region": region_ids[track]}
         case SetBoxes(track, first, last, frames, xyxy):
-            percent = xyxy.astype(np.float64) * (100 / np.array([width, height] * 2))
-            sequence = _sequence(frames, percent, frames[:0], last + 1, 1.0)
+            sequence = _sequence(frames, xyxy * to_percent, frames[:0], last + 1, 1.0)
             return {"do": "boxes", "region": region_ids[track], "first": first + 1, "last": last + 1} | {
                 "sequence": sequence
             }
-    raise ValueError(f"expected a repair of regions, got {repair}")
+        case Add(track):
+            label = track.label or UNLABELLED
+            sequence = _sequence(track.frames, track.xyxy * to_percent, track.frames[:0], video.frames, video.fps)
+            value = {"framesCount": video.frames, "duration": video.frames / video.fps, "sequence": sequence}
+            region = make_region(value, control, track.track_id, label, track.score, track.top_class)
+            return {"do": "add", "added": region, "label": label, "first": sequence[0]["frame"]}
 
 
 def repair_result(result: Sequence[Region], repair: RepairJson, note: str = "") -> RegionChange:
@@ -82,9 +100,14 @@ def repair_result(result: Sequence[Region], repair: RepairJson, note: str = "") 
         note: who, when and what, which Label Studio shows with the regions.
 
     Raises:
-        Conflict: a region does not exist any more, or the repair changes nothing in it.
+        Conflict: a region does not exist any more, the repair changes nothing in it, or an added one exists.
         ConfigError: a region is malformed, or rotated.
     """
+    if repair["do"] == "add":
+        if _has_track(result, repair["added"]):
+            raise Conflict("Somebody has added the track already.", "Choose another moment.")
+        after = [_noted(repair["added"], note) if note else repair["added"]]
+        return RegionChange([*result, *after], [], after)
     ids = [repair["region"], *filter(None, [repair.get("other")])]
     by_id = {str(region.get("id")): region for region in result if region.get("type") == "videorectangle"}
     if missing := [name for name in ids if name not in by_id]:
@@ -107,8 +130,10 @@ def replay(result: Sequence[Region], before: Sequence[Region], after: Sequence[R
     Labels that differ from those of ``before`` are newer, and kept.
 
     Returns:
-        ``None`` if a track is not there.
+        ``None`` if a track is not there, or the added one is there already.
     """
+    if not before and _has_track(result, after[0]):
+        return None
     found: list[Region] = []
     for region in before:
         others = [item for item in result if item.get("type") == "videorectangle" and item not in found]
@@ -145,6 +170,10 @@ def reapply(result: Sequence[Region], decisions: Sequence[Mapping[str, Any]]) ->
 def take_back(result: Sequence[Region], decisions: Sequence[Mapping[str, Any]]) -> list[Region]:
     """Return a prediction's result without repairs, as the model made it."""
     return reapply(result, [{"before": item["after"], "after": item["before"]} for item in reversed(decisions)])
+
+
+def _has_track(result: Sequence[Region], track: Region) -> bool:
+    return any(is_same_track(item, track) for item in result if item.get("type") == "videorectangle")
 
 
 def is_same_track(a: Region, b: Region, *, exact: bool = False) -> bool:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 #: ``do``, ``region``, and depending on that ``other``, ``frame``, ``first``, ``last``, ``label``, ``fill``, ``blend``,
-#: ``sequence``. Frames are 1-based, on Label Studio's timeline.
+#: ``sequence``; or ``add`` with the whole region as ``added``. Frames are 1-based, on Label Studio's timeline.
 RepairJson = dict[str, Any]
 #: Answers that change no region. A skipped moment stays in the queue, at its end.
 SKIP, DISMISS = "skip", "dismiss"
@@ -31,6 +31,8 @@ def describe_json(repair: RepairJson) -> str:
             return f"Labelled {repair['label']}."
         case "end":
             return f"Kept from frame {repair['first']} to {repair['last']} only."
+        case "add":
+            return f"Added a track of {repair['label']} from frame {repair['first']} on."
         case "boxes":
             return f"Boxes corrected from frame {repair['first']} to {repair['last']}."
         case _:

@@ -12,7 +12,7 @@ from ml_backend.jobs.delivery import deliver_one
 from ml_backend.server.app import create_app
 from tests.builders import label_config
 from tests.jobs.conftest import Site
-from tests.jobs.test_review import JUMPS, SOUND, VERSION, Work, look, predicted
+from tests.jobs.test_review import JUMPS, SOUND, VERSION, Work, log_detections, look, predicted
 from tests.jobs.test_review_job import counts, learn, submit
 from tests.review.test_region_repairs import region, shown
 from tests.server.control import Room
@@ -114,6 +114,26 @@ def test_prediction_is_repaired_and_a_refresh_keeps_that(here: Site, project: in
     assert [shown(item) for item in restored] == [shown(JUMPS), shown(SOUND)]
     undo(room, project, done, 409)
     assert [item["undone_by"] for item in room.get(f"/api/repairs?project={project}")["repairs"]] == ["ben"]
+
+
+def test_missed_object_is_added(here: Site, project: int, room: Room, work: Work) -> None:
+    task = predicted(here, project, SOUND)
+    log_detections(here, project, task)
+    container = look(here, work, project, task)
+    (moment,) = queue(room, project)
+    assert (moment["kind"], moment["regions"]) == ("no_box", [])
+    for action in ("split", "delete", "relabel"):
+        answer(room, project, moment, action, 400, label="car", frame=3)
+    done = answer(room, project, moment, "accept")
+    assert done["description"] == "Added a track of car from frame 1 on."
+    sound, added = regions(here, task)
+    assert (sound, added["value"]["labels"], len(shown(added))) == (SOUND, ["car"], 100)
+    look(here, work, project, task)
+    assert queue(room, project) == []
+    deliver_one(container, task, {"model_version": NEWER, "score": 0.7, "result": [SOUND]})
+    assert [shown(item) for item in here.client.list_predictions(task)[-1].result] == [shown(SOUND), shown(added)]
+    undo(room, project, done)
+    assert here.client.list_predictions(task)[-1].result == [SOUND]
 
 
 def test_prediction_that_label_studio_asks_for_is_repaired(here: Site, project: int, room: Room, work: Work) -> None:

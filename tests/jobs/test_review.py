@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ml_backend.core.artifacts import Artifacts
 from ml_backend.core.errors import Conflict
+from ml_backend.core.types import Detections, FrameFeatures
 from ml_backend.db.storage import Storage
 from ml_backend.jobs.container import Container
+from ml_backend.jobs.detections import detections_kept, logged_detections
 from ml_backend.jobs.review import render_moment
 from ml_backend.label_studio.client import NotFound
+from ml_backend.label_studio.media import canonical_uri
+from ml_backend.labeling.few_shot.pattern_store import video_key
 from ml_backend.review.moment_store import MAX_PER_TASK, MomentStore
 from ml_backend.review.repair_json import clip_name
 from ml_backend.video.probe import probe
@@ -83,11 +89,38 @@ def test_looked_for_after_a_delivery(site: Make, work: Work) -> None:
     project = here.project()
     task = here.task(project, video=here.clip())
     here.queue.request_prepare(project, task)
-    work(here)
+    container = work(here)
     assert len(here.predictions(task)) == 1
+    video = video_key(canonical_uri(here.data(task)["video"], here.settings.label_studio_url))
+    assert logged_detections(container.artifacts, project, video), "what no track covers is looked at, too"
     assert here.queue.storage.pending("review", project) == {}
     finished = here.job(f"review-{project}")
     assert finished.get_status().value == "finished"
+
+
+def log_detections(here: Site, project: int, task: int) -> None:
+    """Keep what a detector saw of a task: the object of :data:`SOUND`, and a car that no track covers."""
+    video = video_key(canonical_uri(here.data(task)["video"], here.settings.label_studio_url))
+    with detections_kept(Artifacts(here.settings), project, video) as detections:
+        for index in range(100):
+            covered = [32.0 + 1.6 * index, 156, 64 + 1.6 * index, 228]
+            missed = [100.0 + index, 20.0, 160.0 + index, 60.0]
+            seen = Detections(
+                np.array([covered, missed], np.float32), np.array([0.9, 0.8], np.float32), np.array([0, 2])
+            )
+            detections.push(FrameFeatures(index, seen))
+        detections.close(("person", "bus", "car"))
+
+
+def test_objects_that_the_detector_saw_and_no_track_covers(here: Site, work: Work) -> None:
+    project = here.project(CONFIG)
+    task = predicted(here, project, SOUND)
+    log_detections(here, project, task)
+    look(here, work, project, task)
+    (moment,) = found(here, project)
+    assert (moment["kind"], moment["label"], moment["regions"]) == ("no_box", "car", {})
+    assert moment["repair"]["added"]["value"]["labels"] == ["car"]
+    assert render_moment(project, moment["id"])
 
 
 def test_moments_go_with_their_task(here: Site, work: Work) -> None:

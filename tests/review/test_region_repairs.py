@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from ml_backend.core.errors import ConfigError, Conflict
+from ml_backend.core.types import Track
+from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.regions import region_boxes
 from ml_backend.review.region_repairs import (
     is_same_track,
@@ -17,7 +19,8 @@ from ml_backend.review.region_repairs import (
     replay,
 )
 from ml_backend.review.repair_json import describe_json
-from ml_backend.review.repairs import Delete, Join, Relabel, Repair, SetBoxes, SplitAt, SwapFrom, Trim
+from ml_backend.review.repairs import Add, Delete, Join, Relabel, Repair, SetBoxes, SplitAt, SwapFrom, Trim
+from ml_backend.review.video import ReviewVideo
 
 FRAMES = 100
 
@@ -38,6 +41,8 @@ B = region("b", [(1, 60.0, True), (50, 80.0, True)], y=50.0)
 LATER = region("c", [(71, 10.0, True), (90, 20.0, False)], "car")
 CHOICE = {"id": "d", "from_name": "weather", "to_name": "video", "type": "choices", "value": {"choices": ["rain"]}}
 RESULT = [A, CHOICE, B, LATER]
+VIDEO = ReviewVideo([], fps=20, width=1920, height=1080, frames=FRAMES)
+CONTROL = VideoControl("box", "video", "video", "labels", ())
 
 
 def shown(item: dict[str, Any]) -> dict[int, float]:
@@ -94,7 +99,7 @@ def test_boxes_corrected_by_the_proposal() -> None:
     frames = np.arange(9, 29)
     boxes = np.stack([frames * 19.2, np.full(20, 300.0), frames * 19.2 + 192, np.full(20, 600.0)], axis=1)
     proposed = SetBoxes(1, 9, 28, frames, boxes.astype(np.float32))
-    repair = repair_to_json(proposed, {1: "a"}, 1920, 1080)
+    repair = repair_to_json(proposed, {1: "a"}, VIDEO, CONTROL)
     (item,) = repair_result(RESULT, repair).after
     assert shown(item)[10] == pytest.approx(9.0, abs=0.01)
     assert shown(item)[29] == pytest.approx(28.0, abs=0.01)
@@ -115,9 +120,32 @@ def test_boxes_corrected_by_the_proposal() -> None:
     ],
 )
 def test_every_proposal_can_be_carried_out(repair: Repair, told: str) -> None:
-    written = repair_to_json(repair, {1: "a", 2: "b"}, 1920, 1080)
+    written = repair_to_json(repair, {1: "a", 2: "b"}, VIDEO, CONTROL)
     assert describe_json(written) == told
     assert repair_result(RESULT, written).result != RESULT
+
+
+def test_missed_object_is_added_once() -> None:
+    frames = np.arange(9, 29)
+    boxes = np.stack([frames * 19.2, np.full(20, 540.0), frames * 19.2 + 192, np.full(20, 864.0)], axis=1)
+    track = Track(1, frames, boxes.astype(np.float32), np.ones(20, np.float32), {"bus": 9.0}, "car", 0.8)
+    repair = repair_to_json(Add(track), {}, VIDEO, CONTROL)
+    assert describe_json(repair) == "Added a track of car from frame 10 on."
+    change = repair_result(RESULT, repair, "anna")
+    (added,) = change.after
+    assert (change.result[:-1], change.before) == (RESULT, [])
+    assert shown(added) == {frame + 1: pytest.approx(float(frame), abs=0.01) for frame in frames.tolist()}
+    assert (added["value"]["labels"], added["score"], added["meta"]["original_class"]) == (["car"], 0.8, "bus")
+    assert added["meta"]["text"] == "anna"
+    with pytest.raises(Conflict, match="added the track already"):
+        repair_result(change.result, repair)
+    again = replay(RESULT, [], change.after)
+    assert again
+    assert again.result == change.result
+    assert replay(change.result, [], change.after) is None, "a newer model finds it by itself"
+    undone = replay(change.result, change.after, [])
+    assert undone
+    assert undone.result == RESULT
 
 
 def test_accepted_predictions_do_not_count_as_untouched() -> None:

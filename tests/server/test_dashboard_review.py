@@ -22,6 +22,7 @@ REPAIRS = [
     {"do": "end", "region": "a", "first": 1, "last": 51},
     {"do": "delete", "region": "a"},
     {"do": "boxes", "region": "a", "first": 1, "last": 51, "sequence": []},
+    {"do": "add", "added": {}, "label": SCRIPT, "first": 5},
 ]
 
 
@@ -79,6 +80,8 @@ def test_one_at_a_time_with_each_key_once(room: Room) -> None:
     keys = re.findall(r'data-key="(\w)"', text)
     assert len(keys) == len(set(keys))
     assert set(keys) == {"a", "n", "k", "d", "s", "e"}, "there is one track only, with the only label"
+    fill(room, moment(1, regions={}, repair=REPAIRS[-1]))
+    assert set(re.findall(r'data-key="(\w)"', page(room, STEP))) == {"a", "n", "k"}, "there is no track yet"
     fill(room, moment(1, regions={"a": "0", "b": "1"}, label=""))
     keys = re.findall(r'data-key="(\w)"', page(room, STEP))
     assert set(keys) == {"a", "n", "k", "d", "s", "e", "j", "x", "1"}

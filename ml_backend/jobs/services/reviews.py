@@ -142,6 +142,8 @@ class Reviews:
         if answer.action == "accept":
             return dict(row["repair"])
         ids = list(row["regions"])
+        if not ids:
+            raise RequestError("The moment is about an object without a track.", "Accept or dismiss it.")
         region = answer.region or ids[0]
         if region not in ids:
             raise RequestError(f"The moment is not about the region {region[:80]}.", f"Choose one of {', '.join(ids)}.")
