@@ -154,7 +154,7 @@ def warm(container: Container, project_id: int, task_id: int, video: Mapping[str
 def known_tracks(
     container: Container, project_id: int, uri: str, timeline: Timeline, size: tuple[int, int]
 ) -> list[KnownTrack]:
-    """Return the stored tracks of a video, also those of classes without a label; none if it has not been predicted."""
+    """Return the stored tracks of a video, also those too weak for a prediction; none if it has not been predicted."""
     import numpy as np
 
     from ml_backend.inference.follow import KnownTrack
@@ -163,7 +163,7 @@ def known_tracks(
 
     stored = next(container.projects.patterns.tracks_of_project(project_id, video_key(uri)), None)
     known = []
-    for record in stored.tracks.tracks if stored else ():
+    for record in (*stored.tracks.tracks, *stored.tracks.dropped) if stored else ():
         if record.value["framesCount"] != timeline.frames_count:
             continue  # of another task, with another frame rate
         sequence = record.value["sequence"]

@@ -23,6 +23,7 @@ SILENT_S = 1.2  # after so long without a box the tracker itself does not contin
 MIN_STRENGTH = 0.4  # of every track
 MIN_STRENGTH_STILL = 0.5  # of tracks that never move: posters, dummies and reflections are weak and still
 MIN_TRAVEL = 0.5  # of a moving track, in box sizes
+DROPPED_S = 0.5  # shortest track that is worth being kept among the dropped ones
 # Duplicates: tracks with an IoU of at least DUPLICATE_IOU (of two classes, such as car and truck but not rider and
 # bicycle: DUPLICATE_IOU_CLASSES) in at least DUPLICATE_SHARE of the frames that show both.
 DUPLICATE_IOU = 0.7
@@ -93,6 +94,7 @@ class TrackAssembler:
         self._by_tracker_id: dict[int, Tracklet] = {}
         self._live: dict[int, Tracklet] = {}  # by track id; recently updated or waiting to be stitched
         self._overlaps: dict[tuple[int, int], _Overlap] = {}
+        self._dropped: list[Track] = []
 
     @property
     def _frames_seen(self) -> int:
@@ -127,6 +129,11 @@ class TrackAssembler:
         self._by_tracker_id.clear()
         self._overlaps.clear()
         return tracks
+
+    def take_dropped(self) -> list[Track]:
+        """Return, once, the finished tracks that were too weak to be returned, of at least :data:`DROPPED_S`."""
+        taken, self._dropped = self._dropped, []
+        return taken
 
     def _start(self, tracker_id: int) -> Tracklet:
         tracklet = Tracklet(self._next_id)
@@ -164,7 +171,10 @@ class TrackAssembler:
                 continue
             if not self._is_part_of_others(tracklet):
                 track = self._complete(tracklet)
-                if track is not None:
+                if track is not None and self._is_weak(tracklet):
+                    if len(tracklet) >= DROPPED_S * self._fps:
+                        self._dropped.append(track)
+                elif track is not None:
                     tracks.append(track)
                     self._count_parts(tracklet)
             self._drop(tracklet)
@@ -234,17 +244,19 @@ class TrackAssembler:
             if _is_part(other, tracklet):
                 other.inside += overlap.inside
 
+    def _is_weak(self, tracklet: Tracklet) -> bool:
+        still = credibility.travelled(tracklet.xyxy) < MIN_TRAVEL
+        return not self._motion and credibility.strength(tracklet.conf) < (
+            MIN_STRENGTH_STILL if still else MIN_STRENGTH
+        )
+
     def _complete(self, tracklet: Tracklet) -> Track | None:
         settings = self._settings
         # A video may be shorter than min_track_s.
         if len(tracklet) < min(max(1.0, settings.min_track_s * self._fps), self._frames_seen):
             return None
-        still = credibility.travelled(tracklet.xyxy) < MIN_TRAVEL
-        if self._motion:
-            if still:
-                return None  # leaves, a screen, a flag
-        elif credibility.strength(tracklet.conf) < (MIN_STRENGTH_STILL if still else MIN_STRENGTH):
-            return None
+        if self._motion and credibility.travelled(tracklet.xyxy) < MIN_TRAVEL:
+            return None  # leaves, a screen, a flag
         kept = credibility.core(tracklet.frames, tracklet.conf, self._fps)
         frames, xyxy, conf = fill_and_smooth(
             tracklet.frames[kept],

@@ -41,6 +41,7 @@ class TrackBuilder:
         self._tracker = Tracker(settings.tracker, info.fps, motion=motion)
         self._assembler = TrackAssembler(info.fps, names, info.width, info.height, settings, motion=motion)
         self._records: list[TrackRecord] = []
+        self._dropped: list[TrackRecord] = []
         self.frames = 0
 
     def push(self, features: FrameFeatures) -> None:
@@ -48,6 +49,7 @@ class TrackBuilder:
         self.frames += 1
         for track in self._assembler.push(features.index, self._tracker.update(features)):
             self._keep(track)
+        self._dropped += filter(None, map(self._record, self._assembler.take_dropped()))
 
     def snapshot(self, started: float) -> TrackSet:
         """Return what :meth:`close` would if the video ended here; more frames may follow."""
@@ -62,13 +64,17 @@ class TrackBuilder:
         """
         for track in self._assembler.close():
             self._keep(track)
+        self._dropped += filter(None, map(self._record, self._assembler.take_dropped()))
         return self._track_set(self._records, started)
 
     def _track_set(self, records: Sequence[TrackRecord], started: float) -> TrackSet:
         ordered = sorted(records, key=lambda record: (record.first, record.track_id))
         names = tuple(self._names.values())
         seconds = time.perf_counter() - started
-        return TrackSet(tuple(ordered), names, self._motion, self._info.width, self._info.height, self.frames, seconds)
+        info = self._info
+        return TrackSet(
+            tuple(ordered), names, self._motion, info.width, info.height, self.frames, seconds, tuple(self._dropped)
+        )
 
     def _keep(self, track: Track) -> None:
         record = self._record(track)

@@ -54,6 +54,7 @@ class TrackSet:
         width, height: displayed size in pixels.
         frames: number of decoded frames.
         seconds: duration of detection and tracking.
+        dropped: tracks that are too weak for a prediction, but may be objects that somebody looks for.
     """
 
     tracks: tuple[TrackRecord, ...]
@@ -63,6 +64,7 @@ class TrackSet:
     height: int
     frames: int
     seconds: float = field(default=0.0, compare=False)
+    dropped: tuple[TrackRecord, ...] = ()
 
     def votes(self, track: TrackRecord) -> Mapping[str, float]:
         """Return a track's votes by class; none if the detector tells no classes."""
@@ -75,7 +77,7 @@ class TrackSet:
     def dump(self) -> bytes:
         """Serialise as gzipped JSON."""
         body: dict[str, Any] = {**asdict(self), "format": FORMAT}
-        for track in body["tracks"]:
+        for track in body["tracks"] + body["dropped"]:
             track["views"] = track.pop("crops")
         return gzip.compress(json.dumps(body, separators=(",", ":")).encode(), 6)
 
@@ -85,9 +87,12 @@ class TrackSet:
         body = json.loads(gzip.decompress(data))
         if body.pop("format", None) != FORMAT:
             return None
-        tracks = []
-        for item in body.pop("tracks"):
-            crops = tuple(CropBox(c["frame"], tuple(c["xyxy"]), c["conf"]) for c in item.pop("views"))
-            tracks.append(TrackRecord(crops=crops, **item))
-        names = tuple(body.pop("class_names"))
-        return cls(tracks=tuple(tracks), class_names=names, **body)
+        tracks, dropped = (
+            tuple(TrackRecord(crops=tuple(map(_crop, item.pop("views"))), **item) for item in body.pop(name, ()))
+            for name in ("tracks", "dropped")
+        )
+        return cls(tracks=tracks, dropped=dropped, class_names=tuple(body.pop("class_names")), **body)
+
+
+def _crop(stored: Mapping[str, Any]) -> CropBox:
+    return CropBox(stored["frame"], tuple(stored["xyxy"]), stored["conf"])

@@ -10,8 +10,11 @@ import pytest
 
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.jobs.container import Container
+from ml_backend.jobs.draw import known_tracks
 from ml_backend.jobs.queue import INTERACTIVE
 from ml_backend.label_studio.regions import region_boxes
+from ml_backend.label_studio.timeline import Timeline
+from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, mask_box, truth, write_scene
 from tests.jobs.conftest import Site
 
@@ -79,6 +82,19 @@ def test_a_box_that_cannot_be_followed_keeps_no_other_from_it(follow: Callable[.
     assert answered["id"] == "good"
     job = follow(drawn(30, "bad", x=150.0))
     assert "outside the picture" in job.meta["error"]
+
+
+def test_tracks_too_weak_for_a_prediction_are_known(container: Container) -> None:
+    def record(number: int, x: float) -> TrackRecord:
+        (key,) = drawn(1, x=x)["value"]["sequence"]
+        value = {"framesCount": FRAMES, "duration": FRAMES / FPS, "sequence": [key]}
+        return TrackRecord(number, 0, FRAMES, 0.5, {"person": 1.0}, value, ())
+
+    tracks = TrackSet((record(1, 0),), ("person",), False, WIDTH, HEIGHT, FRAMES, dropped=(record(2, 50),))
+    container.projects.patterns.save_tracks("key", 1, 2, 0, "scene.mp4", tracks)
+    timeline = Timeline(FPS, np.arange(FRAMES) / FPS, FRAMES / FPS)
+    known = known_tracks(container, 1, "scene.mp4", timeline, (WIDTH, HEIGHT))
+    assert [track.xyxy[0, 0] for track in known] == [0, WIDTH / 2]
 
 
 def test_a_video_that_is_not_there(follow: Callable[..., Any]) -> None:

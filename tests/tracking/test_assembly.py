@@ -119,7 +119,14 @@ def test_weak_and_still_is_no_object_but_weak_and_moving_or_sure_and_still_is() 
         walk(3, range(90), start=(800, 300, 840, 400), velocity=(0, 0), conf=0.8),
         walk(4, range(90), start=(100, 450, 140, 550), velocity=(4, 0), conf=0.2),
     )
-    assert [t.track_id for t in assemble(rows)] == [2, 3]
+    rows = both(rows, walk(5, range(9), start=(500, 450, 540, 550), velocity=(4, 0), conf=0.2))  # too short
+    machine = assembler()
+    tracks, dropped = [], []
+    for frame in [*range(90), None]:
+        tracks += machine.close() if frame is None else machine.push(frame, rows[frame])
+        dropped += machine.take_dropped()
+    assert [t.track_id for t in tracks] == [2, 3]
+    assert {t.track_id: len(t) for t in dropped} == {1: 90, 4: 90}, "but somebody may look for it"
 
 
 def test_what_the_motion_detector_sees_must_go_somewhere() -> None:

@@ -43,8 +43,9 @@ def make_set(*records: TrackRecord, **changes: Any) -> TrackSet:
             make_record(2, crops=(), class_scores={}), make_record(1), class_agnostic=True, class_names=("object",)
         ),
         make_set(*(make_record(number) for number in range(300))),
+        make_set(make_record(1), dropped=(make_record(2), make_record(3, crops=()))),
     ],
-    ids=["none", "one", "bare", "many"],
+    ids=["none", "one", "bare", "many", "dropped"],
 )
 def test_there_and_back(tracks: TrackSet) -> None:
     back = TrackSet.load(tracks.dump())
@@ -75,6 +76,12 @@ def other_format(value: Any) -> bytes:
 @pytest.mark.parametrize("value", [FORMAT - 1, FORMAT + 1, None, "1"])
 def test_what_another_release_has_written_is_none(value: Any) -> None:
     assert TrackSet.load(other_format(value)) is None
+
+
+def test_of_a_release_that_kept_no_dropped_tracks() -> None:
+    body = json.loads(gzip.decompress(make_set(make_record()).dump()))
+    del body["dropped"]
+    assert TrackSet.load(gzip.compress(json.dumps(body).encode())) == make_set(make_record())
 
 
 def test_what_an_earlier_release_may_have_had_does_not_matter() -> None:

@@ -26,6 +26,7 @@ class SimilarTrack:
     Attributes:
         score: 0..1, calibrated.
         safe: whether the score reaches the bank's threshold for pseudo-labels, and the label the detector's class.
+        dropped: whether the track is too weak for predictions, so that it is nowhere in Label Studio; never safe.
         frame: 0-based decoded frame of the best crop.
         ls_frame: 1-based frame on Label Studio's timeline.
         time: seconds.
@@ -38,6 +39,7 @@ class SimilarTrack:
     track_id: int
     score: float
     safe: bool
+    dropped: bool
     frame: int
     ls_frame: int
     time: float
@@ -53,6 +55,7 @@ class SimilarTrack:
             "track": self.track_id,
             "score": round(self.score, 4),
             "safe": self.safe,
+            "dropped": self.dropped,
             "frame": self.ls_frame,
             "time": round(self.time, 3),
             "bbox": [round(value, 1) for value in self.xyxy],
@@ -74,7 +77,7 @@ def find_similar(
     trained: bool = False,
     on_skip: Callable[[StoredTracks, BackendError], None] | None = None,
 ) -> list[SimilarTrack]:
-    """Return the tracks of a project most similar to a label's exemplars, best first.
+    """Return the tracks of a project most similar to a label's exemplars, best first, also those without a region.
 
     Tracks without embeddings are embedded now; memory holds the embeddings of one video at a time.
 
@@ -93,11 +96,12 @@ def find_similar(
         raise ConfigError(
             f"The label {label!r} has no exemplars.", f"Annotate some. Labels with exemplars: {available}."
         )
-    best: list[tuple[float, StoredTracks, TrackRecord, list[CropEmbedding]]] = []
+    best: list[tuple[float, StoredTracks, TrackRecord, list[CropEmbedding], bool]] = []
     for stored in store.tracks_of_project(project_id):
         if tasks is not None and stored.task_id not in tasks:
             continue
-        records, crop_embeddings = stored.tracks.tracks, store.crop_embeddings(stored.video)
+        records = (*stored.tracks.tracks, *stored.tracks.dropped)
+        crop_embeddings = store.crop_embeddings(stored.video)
         try:
             crops = [record.crops for record in records]
             embedded = embed_tracks(
@@ -110,8 +114,12 @@ def find_similar(
             continue
         candidates = [(record, crops) for record, crops in zip(records, embedded, strict=True) if crops]
         scores = bank.rank(label, [np.stack([crop.vector for crop in crops]) for _, crops in candidates])
-        video = replace(stored, tracks=replace(stored.tracks, tracks=()))
-        best += [(score, video, *track) for score, track in zip(scores.tolist(), candidates, strict=True)]
+        dropped = {record.track_id for record in stored.tracks.dropped}
+        video = replace(stored, tracks=replace(stored.tracks, tracks=(), dropped=()))
+        best += [
+            (score, video, record, crops, record.track_id in dropped)
+            for score, (record, crops) in zip(scores.tolist(), candidates, strict=True)
+        ]
         best = sorted(best, key=lambda item: -item[0])[:limit]
     return [_similar(bank, label, trained, *item) for item in best]
 
@@ -124,6 +132,7 @@ def _similar(
     video: StoredTracks,
     record: TrackRecord,
     crops: list[CropEmbedding],
+    dropped: bool,
 ) -> SimilarTrack:
     votes = video.tracks.votes(record)
     crop_scores = bank.rank(label, [crop.vector[None] for crop in crops])
@@ -135,7 +144,8 @@ def _similar(
         video.video_index,
         record.track_id,
         score,
-        score >= bank.safe_thresholds[label] and bank.taught.reaches(label, votes, trained=trained),
+        not dropped and score >= bank.safe_thresholds[label] and bank.taught.reaches(label, votes, trained=trained),
+        dropped,
         best.frame,
         min(count, int(time / duration * count + 0.5) + 1) if duration > 0 else 1,
         time,

@@ -287,7 +287,10 @@ class SimilarTracks(Answer):
     found_at: Annotated[Iso | None, Field(description="null until the job has finished.")]
     tracks: Annotated[
         list[dict[str, Any]],
-        Field(description="Best first: score, safe, task, frame, time, bbox, original_class, thumbnail (a data URL)."),
+        Field(
+            description="Best first: score, safe, dropped (too weak for predictions), task, frame, time, bbox, "
+            "original_class, thumbnail (a data URL)."
+        ),
     ]
     skipped: list[str]
     job: Job | None

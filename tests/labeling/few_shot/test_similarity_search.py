@@ -244,11 +244,24 @@ def test_where_it_is(store: PatternStore, clip: Path) -> None:
         "track": 77,
         "score": round(item.score, 4),
         "safe": item.safe,
+        "dropped": False,
         "frame": 7,
         "time": 0.25,
         "bbox": [8.0, 50.0, 32.0, 70.0],
         "original_class": "car",
     }
+
+
+def test_tracks_too_weak_for_a_prediction_are_found_and_never_safe(
+    store: PatternStore, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bank(), "safe_thresholds", {"red": 0.0, "blue": 0.0})
+    tracks = TrackSet((record(3),), ("car",), False, WIDTH, HEIGHT, FRAMES, dropped=(record(0, track_id=9),))
+    store.save_tracks("key", 1, 10, 0, "clip", tracks)
+    save(store, 11, record(0, track_id=9))
+    found = {item.task_id: item for item in find(store, clip) if item.track_id == 9}
+    assert found[10].score == found[11].score
+    assert [(found[task].safe, found[task].dropped) for task in (10, 11)] == [(False, True), (True, False)]
 
 
 def test_the_most_typical_look_is_shown(store: PatternStore, clip: Path) -> None:
