@@ -19,7 +19,7 @@ def truth(frame: int) -> tuple[float, float, float, float]:
     return x, y, x + 90, y + 90
 
 
-def write_scene(path: Path) -> None:
+def write_scene(path: Path, frames: int = FRAMES) -> None:
     """Write a video in which a chequered square, which no detector knows, moves over a textured background."""
     rng = np.random.default_rng(1)
     background = rng.integers(70, 130, (HEIGHT // 10, WIDTH // 10, 3), np.uint8).repeat(10, 0).repeat(10, 1)
@@ -27,7 +27,7 @@ def write_scene(path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for frame in range(1, FRAMES + 1):
+        for frame in range(1, frames + 1):
             image = background.copy()
             x, y = (round(value) for value in truth(frame)[:2])
             image[y : y + 90, x : x + 90] = square

@@ -217,6 +217,11 @@ class Settings(BaseSettings):
     clip_model: str = Field(
         "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", description="As DINOV2_MODEL, in open_clip's format."
     )
+    interactive_model: str = Field(
+        "",
+        description="Model that follows drawn boxes on a GPU: SAM 2, EdgeTAM or SAM 3, as a local folder or a model of "
+        "the Hugging Face hub such as facebook/sam2.1-hiera-tiny. Empty: dlib's correlation tracker, which needs none.",
+    )
     model_memory_gb: float = Field(0.0, ge=0, description="Main memory for loaded models; 0: half of the machine's.")
     gpu_memory_gb: float = Field(0.0, ge=0, description="GPU memory for loaded models; 0: four fifths of the card's.")
     conf: float = Field(0.1, gt=0, lt=1, description="Lowest confidence of the detections that are tracked.")

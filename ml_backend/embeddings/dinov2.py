@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.settings import Settings
 from ml_backend.embeddings.embedder import TorchEmbedder
-from ml_backend.embeddings.hub import ResolvedModel, read_dinov2_folder, read_json
+from ml_backend.embeddings.hub import read_dinov2_folder, read_json
+from ml_backend.embeddings.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ class Dinov2Embedder(TorchEmbedder):
     def __init__(self, path: str | Path, settings: Settings) -> None:
         path = Path(path).expanduser()
         folder = read_dinov2_folder(path)
-        model = _load(folder)
+        model = load_pretrained(folder, unused=UNUSED)
         config = model.config
         self.model_id = folder.model_id
         self.dim = 2 * int(config.hidden_size)
@@ -54,40 +55,6 @@ class Dinov2Embedder(TorchEmbedder):
         tokens = self._model(pixel_values=pixels).last_hidden_state.float()
         class_token, patch_mean = tokens[:, 0], tokens[:, self._first_patch :].mean(1)
         return torch.cat([normalize(class_token, dim=-1), normalize(patch_mean, dim=-1)], -1)
-
-
-def _load(folder: ResolvedModel) -> Any:
-    import torch
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # missing tensors are checked below
-    try:
-        model, info = transformers.AutoModel.from_pretrained(
-            str(folder.path),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,  # a pickle is code
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except MemoryError:
-        raise
-    except Exception as error:  # transformers raises anything for a folder of another kind
-        raise WeightsError(
-            f"{folder.path} cannot be loaded as a DINOv2 model ({type(error).__name__}: {error}).",
-            "Download the folder again; it may be damaged.",
-        ) from error
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
-    missing = sorted(set(info["missing_keys"]) - UNUSED)
-    if missing:
-        raise WeightsError(
-            f"The weights in {folder.path} lack {len(missing)} tensors, such as {missing[0]}.",
-            "Download the folder again; it may mix two models.",
-        )
-    return model
 
 
 def _normalisation(path: Path) -> tuple[list[float], list[float]]:

@@ -24,8 +24,11 @@ from ml_backend.core.settings import Settings
 #: longer compared with new ones.
 RECIPE = "r1"
 
-DINOV2_WEIGHTS = "model.safetensors"
+#: Name of a model's weights in transformers' format.
+WEIGHTS = "model.safetensors"
 DINOV2_TYPES = ("dinov2", "dinov2_with_registers")
+#: Video models of the SAM family: SAM 2, EdgeTAM, SAM 3.
+SAM_TYPES = ("sam2_video", "edgetam_video", "sam3_tracker_video", "sam3_video")
 _DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 
 #: Names of open_clip's weights; the first that exists is used.
@@ -53,7 +56,7 @@ class ResolvedModel:
         config: content of the main configuration file.
     """
 
-    kind: Literal["dinov2", "clip", "fallback"]
+    kind: Literal["dinov2", "clip", "fallback", "sam"]
     name: str
     model_id: str
     path: Path | None = None
@@ -75,8 +78,7 @@ def resolve_embedder(settings: Settings, *, download: bool = False) -> ResolvedM
     """
     if settings.embedder == "fallback":
         return _fallback()
-    weights = (DINOV2_WEIGHTS,)
-    resolved = _resolve("DINOV2_MODEL", settings.dinov2_model, read_dinov2_folder, weights, settings, download)
+    resolved = _resolve("DINOV2_MODEL", settings.dinov2_model, read_dinov2_folder, (WEIGHTS,), settings, download)
     if isinstance(resolved, ResolvedModel):
         return resolved
     missing, hint = resolved
@@ -101,6 +103,23 @@ def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel
         return resolved
     missing, hint = resolved
     return f"{missing}. {hint}"
+
+
+def resolve_interactive(settings: Settings, *, download: bool = False) -> ResolvedModel | str | None:
+    """Return the model that follows drawn boxes, ``None`` if none is configured, or a message what is missing.
+
+    Args:
+        settings: ``interactive_model`` is used.
+        download: see :func:`resolve_embedder`.
+
+    Raises:
+        WeightsError: a configured folder does not exist or holds no such model.
+    """
+    value = settings.interactive_model
+    if not value:
+        return None
+    resolved = _resolve("INTERACTIVE_MODEL", value, read_sam_folder, (WEIGHTS,), settings, download)
+    return resolved if isinstance(resolved, ResolvedModel) else f"{resolved[0]}. {resolved[1]}"
 
 
 def _resolve(
@@ -178,17 +197,40 @@ def read_dinov2_folder(path: Path) -> ResolvedModel:
             f"{path} holds a model of type {kind!r}, not DINOv2.",
             "Set DINOV2_MODEL to a model such as facebook/dinov2-base, or to a folder with one.",
         )
-    weights = path / DINOV2_WEIGHTS
-    if not weights.is_file():
-        raise WeightsError(
-            f"{path} has no weights as safetensors; pickled weights are code and not loaded.",
-            f"Put the model's {DINOV2_WEIGHTS} there; save_pretrained() writes it.",
-        )
-    _check_safetensors(weights)
+    weights = _weights(path)
     hidden = config.get("hidden_size")
     size = _DINOV2_SIZES.get(hidden, hidden) if isinstance(hidden, int) else "unknown"
     name = f"{kind.replace('_with_registers', '-reg')}-{size}"
     return ResolvedModel("dinov2", name, _model_id(name, weights), path, weights=weights, config=config)
+
+
+def read_sam_folder(path: Path) -> ResolvedModel:
+    """Read a folder with a video model of the SAM family, in transformers' format.
+
+    Raises:
+        WeightsError: it is missing, incomplete, damaged, or another kind of model.
+    """
+    config = _read_config(path, "config.json", "INTERACTIVE_MODEL")
+    kind = config.get("model_type")
+    if kind not in SAM_TYPES:
+        raise WeightsError(
+            f"{path} holds a model of type {kind!r}, which does not follow objects through videos.",
+            "Set INTERACTIVE_MODEL to a model such as facebook/sam2.1-hiera-tiny or yonigozlan/EdgeTAM-hf.",
+        )
+    weights = _weights(path)
+    return ResolvedModel("sam", str(kind), _model_id(str(kind), weights), path, weights=weights, config=config)
+
+
+def _weights(path: Path) -> Path:
+    """Return the weights in a folder in transformers' format, after a look at their header."""
+    weights = path / WEIGHTS
+    if not weights.is_file():
+        raise WeightsError(
+            f"{path} has no weights as safetensors; pickled weights are code and not loaded.",
+            f"Put the model's {WEIGHTS} there; save_pretrained() writes it.",
+        )
+    _check_safetensors(weights)
+    return weights
 
 
 def read_clip_folder(path: Path) -> ResolvedModel:

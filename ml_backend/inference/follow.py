@@ -49,7 +49,29 @@ class Frames(Protocol):
     scale: float
 
     def get(self, index: int) -> Image | None:
-        """Return a frame by its 0-based decoded index, ``(height, width)`` uint8; ``None`` if it cannot be decoded."""
+        """Return a frame by its 0-based decoded index, uint8; ``None`` if it cannot be decoded."""
+
+
+#: Where a tracker sees its object, ``xyxy`` ``(4,)`` in pixels of the displayed video (``None``: it is hidden), and a
+#: certainty on the scale of peak-to-sidelobe ratios.
+Position = tuple["Float64Array | None", float]
+
+
+class VisualTracker(Protocol):
+    """Follows one object from frame to frame, by what it looks like.
+
+    Attributes:
+        patience: doubtful frames in a row after which the object is lost.
+    """
+
+    patience: int
+
+    def update(self, image: Image) -> Position:
+        """Return where the object is on the next frame."""
+
+
+#: Begins to follow an object, from a frame, its reduced size over the displayed one, and the box in displayed pixels.
+StartTracker = Callable[[Image, float, Float64Array], VisualTracker]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +141,10 @@ def _sides(box: Float64Array) -> Float64Array:
     return np.array([width, height, width, height])
 
 
-class _Correlation:
-    """dlib's correlation tracker of scale and position, in pixels of the displayed video."""
+class CorrelationTracker:
+    """dlib's correlation tracker of scale and position, on grey frames ``(height, width)``."""
+
+    patience = LOST_FRAMES
 
     def __init__(self, image: Image, scale: float, xyxy: Float64Array) -> None:
         import dlib  # type: ignore[import-untyped,unused-ignore]
@@ -129,8 +153,8 @@ class _Correlation:
         self._tracker.start_track(image, dlib.drectangle(*(xyxy * scale).tolist()))
         self._content = _content(image, xyxy * scale)
 
-    def update(self, image: Image) -> tuple[Float64Array, float]:
-        """Return the box ``(4,)`` on the next frame, and the peak-to-sidelobe ratio; 0 if its content has changed."""
+    def update(self, image: Image) -> Position:
+        """Return the box, and the peak-to-sidelobe ratio; 0 if its content has changed."""
         psr = float(self._tracker.update(image))
         found = self._tracker.get_position()
         box = np.array([found.left(), found.top(), found.right(), found.bottom()])
@@ -164,6 +188,7 @@ class Follower:
         fps: frames per second.
         tracks: its finished tracks, also those whose class has no label.
         should_stop: polled between frames: the time is up.
+        start: begins to follow an object where no track tells.
     """
 
     def __init__(
@@ -173,7 +198,9 @@ class Follower:
         fps: float,
         tracks: Sequence[KnownTrack] = (),
         should_stop: Callable[[], bool] = lambda: False,
+        start: StartTracker = CorrelationTracker,
     ) -> None:
+        self._start = start
         self._frames, self._size, self._fps = frames, np.array([*size, *size], np.float64), fps
         self._tracks, self._should_stop = tracks, should_stop
 
@@ -237,7 +264,7 @@ class Follower:
         image = self._frames.get(frame)
         if image is None:
             return
-        correlation = _Correlation(image, self._frames.scale, xyxy)
+        tracker = self._start(image, self._frames.scale, xyxy)
         track = fitting_track(self._tracks, frame, xyxy)
         margins = _Margins(xyxy, known) if track and (known := track.box(frame)) is not None else None
         unsure = beyond = 0
@@ -248,23 +275,28 @@ class Follower:
             if image is None:  # it cannot be decoded
                 yield index, None
                 continue
-            box, psr = correlation.update(image)
+            box, psr = tracker.update(image)
             if track and margins and not track.ends(index, step):
                 known = track.box(index)
                 if known is None:  # hidden
                     yield index, None
                     continue
                 accompanied = margins.around(known)
-                overlap = _iou(box, accompanied)
+                overlap = 0.0 if box is None else _iou(box, accompanied)
                 if overlap < DRIFTED:
-                    correlation = _Correlation(image, self._frames.scale, accompanied)
-                yield index, (box + accompanied) / 2 if overlap >= AGREES else accompanied
+                    tracker = self._start(image, self._frames.scale, accompanied)
+                yield index, (box + accompanied) / 2 if box is not None and overlap >= AGREES else accompanied
                 continue
             if track and not beyond and self._at_edge(track.xyxy[-1 if step > 0 else 0]):
                 return
             beyond += track is not None
             unsure = 0 if psr >= (SURE_PSR if track else LOST_PSR) else unsure + 1  # NaN is unsure, too
-            if unsure >= LOST_FRAMES or beyond > BEYOND_TRACK_S * self._fps or not self._inside(box) >= INSIDE:
+            if unsure >= tracker.patience or beyond > BEYOND_TRACK_S * self._fps:
+                return
+            if box is None:
+                yield index, None
+                continue
+            if not self._inside(box) >= INSIDE:
                 return
             tentative.append((index, box))
             if not unsure:  # boxes of the last doubtful frames count once the tracker is sure again

@@ -1,4 +1,4 @@
-"""Reduced grey frames of videos, decoded in blocks and kept in a bounded cache."""
+"""Reduced frames of videos, decoded in blocks and kept in a bounded cache."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 #: Height of reduced frames in pixels: half of HD, at which a correlation tracker is as accurate as at full size.
 HEIGHT = 540
+#: Height of colour frames: what a network looks at has some thousand pixels a side.
+COLOUR_HEIGHT = 720
 #: Frames per block: two seconds, less than what decoding from the key frame before costs.
 BLOCK = 64
 #: Bytes of frames that a process keeps: half a minute of HD.
@@ -34,25 +36,27 @@ _lock = threading.Lock()
 
 
 class ReducedFrames:
-    """Grey frames of one video, at most :data:`HEIGHT` high.
+    """Frames of one video: grey and at most :data:`HEIGHT` high, or in colour and at most :data:`COLOUR_HEIGHT`.
 
     Args:
         path: local file.
         info: of the file.
+        colour: BGR, ``(height, width, 3)``; else ``(height, width)``.
 
     Attributes:
         scale: reduced size over displayed size.
     """
 
-    def __init__(self, path: Path, info: VideoInfo) -> None:
+    def __init__(self, path: Path, info: VideoInfo, *, colour: bool = False) -> None:
         stat = os.stat(path)
         self._path, self._info = path, info
-        self._key = (str(path), stat.st_mtime_ns, stat.st_size)
-        self.scale = min(1.0, HEIGHT / info.height)
+        self._colour = colour
+        self._key = (str(path), stat.st_mtime_ns, stat.st_size, colour)
+        self.scale = min(1.0, (COLOUR_HEIGHT if colour else HEIGHT) / info.height)
         self._last: tuple[int, _Block] = -1, {}
 
     def get(self, index: int) -> Image | None:
-        """Return a frame by its 0-based decoded index, ``(height, width)`` uint8; ``None`` if it cannot be decoded."""
+        """Return a frame by its 0-based decoded index, uint8; ``None`` if it cannot be decoded."""
         number = index // BLOCK
         if self._last[0] != number:
             self._last = number, self._block(number)
@@ -79,4 +83,5 @@ class ReducedFrames:
         size = scaled_size(self._info.width, self._info.height, self.scale)
         frames = read_frames(self._path, self._info, start=start, size=size)
         for frame in takewhile(lambda frame: frame.index < end, frames):
-            yield frame.index, np.asarray(cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY), np.uint8)
+            image = frame.image if self._colour else np.asarray(cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY), np.uint8)
+            yield frame.index, image

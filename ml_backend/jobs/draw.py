@@ -114,18 +114,20 @@ def _redraw(
     from ml_backend.inference.follow import Follower
     from ml_backend.inference.redraw import Redraw
     from ml_backend.inference.reduced_frames import ReducedFrames
+    from ml_backend.inference.sam_tracker import use_tracker
     from ml_backend.label_studio.timeline import video_timeline
     from ml_backend.video.probe import probe
 
     deadline = time.monotonic() + max(_FAIR_S, ANSWER_S / (1 + container.queue.queues[INTERACTIVE].count))
-    with container.media.open(video["uri"], task_id, project_id) as path:
+    with use_tracker(container.settings) as tracker, container.media.open(video["uri"], task_id, project_id) as path:
         info, timeline = probe(path), video_timeline(path, video["frame_rate"])
         follower = Follower(
-            ReducedFrames(path, info),
+            ReducedFrames(path, info, colour=tracker.colour),
             (info.width, info.height),
             info.fps,
             known_tracks(container, project_id, video["uri"], timeline, (info.width, info.height)),
             lambda: time.monotonic() > deadline or container.stop.is_set(),
+            tracker.start,
         )
         yield (
             Redraw(follower, info, timeline, container.settings.keyframe_iou, container.settings.follow_s),
@@ -138,13 +140,17 @@ def _redraw(
 def warm(container: Container, project_id: int, task_id: int, video: Mapping[str, Any]) -> None:
     """Decode the first seconds of a video, since somebody has opened its task; nothing if it must be downloaded."""
     from ml_backend.inference.reduced_frames import BLOCK, ReducedFrames
+    from ml_backend.inference.sam_tracker import use_tracker
     from ml_backend.video.probe import probe
 
     if container.media.local_path(video["uri"]) is None:
         return  # a download would delay the drawn boxes of other tasks
-    with container.media.open(video["uri"], task_id, project_id) as path:
+    with (
+        use_tracker(container.settings, download=True) as tracker,
+        container.media.open(video["uri"], task_id, project_id) as path,
+    ):
         info = probe(path)
-        frames = ReducedFrames(path, info)
+        frames = ReducedFrames(path, info, colour=tracker.colour)
         for index in range(0, min(info.frames, round(WARM_S * info.fps)), BLOCK):
             if container.stop.is_set() or container.queue.queues[INTERACTIVE].count:
                 return  # somebody waits for an answer

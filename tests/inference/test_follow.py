@@ -7,7 +7,7 @@ import pytest
 
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.types import Float64Array, Image
-from ml_backend.inference.follow import Follower, KnownTrack, fitting_track
+from ml_backend.inference.follow import Follower, KnownTrack, Position, fitting_track
 
 SIZE = (320, 240)
 FPS = 30.0
@@ -51,6 +51,28 @@ def lowest_iou(scene: Scene, boxes: dict[int, Float64Array]) -> float:
     frames = sorted(boxes)
     truth = np.stack([scene.box(index) for index in frames])
     return float(iou_pairs(np.stack([boxes[index] for index in frames]), truth).min())
+
+
+class Scripted:
+    """A tracker that sees the object of a :class:`Scene` from frame 31 on, but for some frames."""
+
+    patience = 10
+
+    def __init__(self, scene: Scene, hidden: range) -> None:
+        self._scene, self._hidden, self._index = scene, hidden, 30
+
+    def update(self, image: Image) -> Position:
+        self._index += 1
+        return (None, 0.0) if self._index in self._hidden else (self._scene.box(self._index), np.inf)
+
+
+@pytest.mark.parametrize(("hidden", "last"), [(range(40, 49), 59), (range(40, 60), 39)])
+def test_another_tracker_may_find_the_object_again(hidden: range, last: int) -> None:
+    scene = Scene()
+    follower = Follower(scene, SIZE, FPS, start=lambda *_: Scripted(scene, hidden))
+    found = follower.follow(30, scene.box(30), 30, COUNT - 1)
+    assert sorted(found.boxes) == [index for index in range(30, last + 1) if index not in hidden]
+    assert found.ended == (True, True)
 
 
 def test_an_object_that_no_detector_knows_is_followed_both_ways() -> None:

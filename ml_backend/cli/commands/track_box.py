@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from ml_backend.label_studio.label_config import read_label_config
 @click.option("--weights", help="YOLO checkpoint whose tracks help.  [default: YOLO_WEIGHTS]")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "correlation"]),
+    type=click.Choice(["auto", "correlation", "sam"]),
     default="auto",
-    help="auto: with the detector's tracks; correlation: without them, for objects that it does not know.",
+    help="auto: the detector's tracks, and INTERACTIVE_MODEL on a GPU; correlation: only the correlation tracker, for "
+    "objects that no model knows; sam: only INTERACTIVE_MODEL, also without a GPU.",
 )
 @fail_clearly
 def main(
@@ -52,6 +54,7 @@ def main(
     from ml_backend.inference.pipeline import detect_tracks
     from ml_backend.inference.redraw import Redraw
     from ml_backend.inference.reduced_frames import ReducedFrames
+    from ml_backend.inference.sam_tracker import CORRELATION, use_tracker
     from ml_backend.label_studio.regions import make_prediction, make_region
     from ml_backend.label_studio.timeline import video_timeline
     from ml_backend.video.probe import probe
@@ -74,15 +77,23 @@ def main(
                 progress=progress,
                 on_track=lambda track: tracks.append(KnownTrack(track.frames, track.xyxy.astype("float64"))),
             )
-    started = time.perf_counter()
-    follower = Follower(ReducedFrames(video, info), (info.width, info.height), info.fps, tracks)
     key = dict(zip(("x", "y", "width", "height"), box, strict=True))
     drawn: dict[str, Any] = {"value": {"sequence": [{"frame": frame, "enabled": True, "rotation": 0, **key}]}}
-    redraw = Redraw(follower, info, timeline, settings.keyframe_iou, info.duration + 1.0)
-    sequence = list(redraw.extend(drawn, None).sequence)
+    with ExitStack() as stack:
+        tracker = CORRELATION
+        if engine != "correlation":
+            tracker = stack.enter_context(use_tracker(settings, on_cpu=engine == "sam", download=True))
+        if engine == "sam" and tracker.name == CORRELATION.name:
+            reason = tracker.note or "INTERACTIVE_MODEL is not set."
+            raise ConfigError(f"There is no model to follow the box: {reason}", "Set INTERACTIVE_MODEL to its folder.")
+        started = time.perf_counter()
+        frames = ReducedFrames(video, info, colour=tracker.colour)
+        follower = Follower(frames, (info.width, info.height), info.fps, tracks, start=tracker.start)
+        redraw = Redraw(follower, info, timeline, settings.keyframe_iou, info.duration + 1.0)
+        sequence = list(redraw.extend(drawn, None).sequence)
     value = {"framesCount": timeline.frames_count, "duration": timeline.duration, "sequence": sequence}
     region = make_region(value, control, 1, label or labels[0], 1.0, "drawn")
-    used = "tracks+correlation" if tracks else "correlation"
+    used = f"tracks+{tracker.name}" if tracks else tracker.name
     with atomic_text_writer(out) as target:
         json.dump(make_prediction([region], f"track-box.{used}"), target, ensure_ascii=False)
         target.write("\n")
