@@ -31,11 +31,13 @@ KINDS = {
     "learn": "learn_patterns",
     "refresh": "refresh",
     "train": "train",
+    "follow_regions": "draw",
+    "track_box": "draw",
 }
-#: Job functions that are not listed: there are many, and the page that wants them shows what becomes of them.
-_UNLISTED = ("render_moment",)
+#: Job functions that are not listed: there are many, and nobody but the page that wants them waits for them.
+_UNLISTED = ("render_moment", "warm")
 #: Job functions whose second argument is a task id.
-_OF_TASK = ("prepare_task", "help_detect", "render_video", "render_custom_video")
+_OF_TASK = ("prepare_task", "help_detect", "render_video", "render_custom_video", "follow_regions", "track_box")
 #: RQ state -> state in the API.
 STATES = {
     "queued": "queued",

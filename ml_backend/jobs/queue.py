@@ -308,7 +308,7 @@ class JobQueue:
                 timeout=JOB_TIMEOUT_S,
                 ttl=int(timeout_s) + 1,  # nobody waits for it any longer
                 result_ttl=60,
-                failure_ttl=60,
+                failure_ttl=FAILURE_TTL_S,  # the editor shows no reason: the control room does
                 description=function,
             )
         return str(job.id)

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 
 from ml_backend.core.boxes import iou_pairs
+from ml_backend.core.settings import get_settings
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.draw import known_tracks
 from ml_backend.jobs.queue import INTERACTIVE
 from ml_backend.label_studio.regions import region_boxes
 from ml_backend.label_studio.timeline import Timeline
+from ml_backend.server.app import create_app
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, mask_box, truth, write_scene
 from tests.jobs.conftest import Site
+from tests.server.control import Room
 
 VIDEO = {"uri": "/data/local-files/?d=videos/scene.mp4", "frame_rate": FPS}
 
@@ -100,6 +103,9 @@ def test_tracks_too_weak_for_a_prediction_are_known(container: Container) -> Non
 def test_a_video_that_is_not_there(follow: Callable[..., Any]) -> None:
     job = follow(drawn(30), video={"uri": "/data/local-files/?d=videos/gone.mp4", "frame_rate": FPS})
     assert "does not exist" in job.meta["error"]
+    told = Room(create_app(get_settings())).get(f"/api/jobs?project={job.args[0]}")["jobs"]
+    assert [(item["kind"], item["task"], item["state"]) for item in told] == [("draw", 1, "failed")]
+    assert "does not exist" in told[0]["error"]
 
 
 @pytest.mark.parametrize(("direction", "first", "last"), [("forward", 30, 75), ("backward", 1, 30), ("both", 1, 75)])
