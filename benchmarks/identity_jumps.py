@@ -3,19 +3,20 @@
     python benchmarks/identity_jumps.py [--data FOLDER] [--embedder fallback,dinov2] [--draws 20]
 
 Two tracks of people in a street video are joined at a random moment of the middle 80 % of the first one: its boxes
-until then, the boxes of the other one after. The joined track is looked at as an annotated track is: four crops,
-chosen by size and sharpness. Where all four show one of the two, nothing wrong is taught, and nothing can be noticed:
-``found_where_taught`` is of the tracks whose crops show both, ``found`` of all. It is compared with 4, 10 or 20
-random other tracks, as they come from the tracker: some of these may have jumped by themselves. Clean tracks, whole
-and random parts of at least half, are compared with other tracks in the same way; an alarm on one is counted as false
-even if the tracker had jumped. Tracks are split in two halves by their order: the prior of the check was measured on
-the first (``--half 0``), the second is reported. Prints a table and, as the last line, JSON.
+until then, the boxes of the other one after. The joined track is looked at as an annotated track is: its boxes, and
+four crops, chosen by size and sharpness. ``found_where_taught`` is of the tracks whose crops show both, ``found`` of
+all, as nothing wrong is taught where all four show one of the two; ``by_looks`` is without the boxes. Crops are
+compared with those of 4, 10 or 20 random other tracks, as they come from the tracker: some of these may have jumped by
+themselves. Clean tracks, whole and random parts of at least half, are looked at in the same way; an alarm on one is
+counted as false even if the tracker had jumped. Tracks are split in two halves by their order: the prior of the check
+was measured on the first (``--half 0``), the second is reported. Prints a table and, as the last line, JSON.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -33,12 +34,12 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.few_shot import embedder_kinds  # noqa: E402
 from benchmarks.tracking import find_tracks  # noqa: E402
 from ml_backend.core.settings import Settings  # noqa: E402
-from ml_backend.core.types import Track  # noqa: E402
+from ml_backend.core.types import Track, VideoInfo  # noqa: E402
 from ml_backend.embeddings.crop_embeddings import CropEmbedding, MemoryCropEmbeddings, embed_tracks  # noqa: E402
 from ml_backend.embeddings.crop_selection import CROPS_PER_TRACK, CropBox, candidate_crops  # noqa: E402
 from ml_backend.embeddings.hub import resolve_embedder  # noqa: E402
 from ml_backend.embeddings.loading import use_embedder  # noqa: E402
-from ml_backend.labeling.few_shot.identity_jumps import TrackViews, find_jump  # noqa: E402
+from ml_backend.labeling.few_shot.identity_jumps import TrackViews, find_box_jump, find_jump  # noqa: E402
 from ml_backend.video.probe import probe  # noqa: E402
 
 OTHERS = (4, 10, 20)
@@ -55,11 +56,15 @@ class Case:
         tracks: indices of the tracks that it is made of: two if it was joined.
         moment: first frame of the second track; -1 for a clean one.
         crops: candidates.
+        frames: ``(n,)`` of its boxes.
+        xyxy: ``(n, 4)`` pixels.
     """
 
     tracks: tuple[int, ...]
     moment: int
     crops: list[CropBox]
+    frames: np.ndarray
+    xyxy: np.ndarray
 
 
 def make_cases(tracks: list[Track], half: int, size: tuple[int, int]) -> list[Case]:
@@ -76,7 +81,8 @@ def make_cases(tracks: list[Track], half: int, size: tuple[int, int]) -> list[Ca
         for part in range(PARTS_PER_TRACK):
             length = len(track.frames) if part == 0 else int(rng.uniform(0.5, 1) * len(track.frames))
             start = int(rng.integers(0, len(track.frames) - length + 1))
-            cases.append(Case((n,), -1, crops(track, np.arange(start, start + length))))
+            rows = np.arange(start, start + length)
+            cases.append(Case((n,), -1, crops(track, rows), track.frames[rows], track.xyxy[rows]))
         for _ in range(JOINS_PER_TRACK):
             moment = int(track.frames[int(rng.uniform(0.1, 0.9) * len(track.frames))])
             later = [
@@ -103,28 +109,33 @@ def make_cases(tracks: list[Track], half: int, size: tuple[int, int]) -> list[Ca
                     {},
                 )
                 if before and after:
-                    cases.append(Case((n, other), moment, crops(joined, np.arange(len(joined.frames)))))
+                    rows = np.arange(len(joined.frames))
+                    cases.append(Case((n, other), moment, crops(joined, rows), joined.frames, joined.xyxy))
     return cases
 
 
 def measure(
-    cases: list[Case], crops: list[list[CropEmbedding]], whole: dict[int, TrackViews], draws: int
+    cases: list[Case], crops: list[list[CropEmbedding]], whole: dict[int, TrackViews], draws: int, info: VideoInfo
 ) -> dict[str, Any]:
     """Return the shares of joined tracks found, and of clean ones with an alarm, by the number of other tracks."""
     views = [TrackViews.of(own) for own in crops]
+    boxes = [
+        find_box_jump(case.frames, case.xyxy.astype(np.float64), info.fps, (info.width, info.height)) for case in cases
+    ]
     out: dict[str, Any] = {}
     for count in OTHERS:
         rng = np.random.default_rng(count)
-        alarms: dict[str, list[bool]] = {"found": [], "found_where_taught": [], "false_alarms": []}
-        for case, own, looks in zip(cases, crops, views, strict=True):
+        alarms: dict[str, list[bool]] = defaultdict(list)
+        for case, own, looks, by_boxes in zip(cases, crops, views, boxes, strict=True):
             shows_both = len({crop.frame < case.moment for crop in own}) == 2
             names = ["false_alarms"] if case.moment < 0 else ["found", *["found_where_taught"] * shows_both]
             usable = [n for n in whole if n not in case.tracks]
             for _ in range(draws):
                 others = rng.choice(usable, min(count, len(usable)), replace=False).tolist()
-                jump = find_jump(looks, [whole[n] for n in others])
+                by_looks = find_jump(looks, [whole[n] for n in others])
                 for name in names:
-                    alarms[name].append(jump is not None)
+                    alarms[name].append(by_looks is not None or by_boxes is not None)
+                    alarms[f"{name}_by_looks"].append(by_looks is not None)
         out[str(count)] = {name: float(np.mean(values)) for name, values in alarms.items()}
     return out
 
@@ -161,7 +172,7 @@ def main(data: Path, draws: int, half: int, embedder: str) -> None:
         )
         whole = {n: TrackViews.of(crops) for n, crops in enumerate(found[: len(everything)]) if len(crops) > 1}
         usable = [(case, crops) for case, crops in zip(cases, found[len(everything) :], strict=True) if crops]
-        results[kind] = measure([case for case, _ in usable], [crops for _, crops in usable], whole, draws)
+        results[kind] = measure([case for case, _ in usable], [crops for _, crops in usable], whole, draws, info)
         _print_table(kind, results[kind])
     joined = sum(case.moment >= 0 for case in cases)
     print(json.dumps({"joined": joined, "clean": len(cases) - joined, "draws": draws, "results": results}))

@@ -37,7 +37,7 @@ from ml_backend.training.annotation_review import (
 from ml_backend.training.review_store import ReviewStore, TaskReview
 
 if TYPE_CHECKING:
-    from ml_backend.core.types import IntArray
+    from ml_backend.core.types import IntArray, VideoInfo
     from ml_backend.embeddings.crop_embeddings import CropEmbedding, CropEmbeddingStore
     from ml_backend.embeddings.crop_selection import CropBox
     from ml_backend.label_studio.timeline import Timeline
@@ -270,7 +270,9 @@ def _exemplars(
                 embed = _Embedding(container, path, key, model)
                 objects_crops, background_crops = embed.objects(objects), embed.background(background)
                 if taught is None:
-                    taught, found = _taught_frames(embed, task, objects, objects_crops, background_crops, timeline)
+                    taught, found = _taught_frames(
+                        embed, task, objects, objects_crops, background_crops, timeline, info
+                    )
                     jumps += found
                 exemplars.setdefault(model.model_id, []).extend(
                     [
@@ -353,11 +355,18 @@ def _taught_frames(
     objects_crops: Sequence[Sequence[CropEmbedding]],
     background_crops: Sequence[Sequence[CropEmbedding]],
     timeline: Timeline,
+    info: VideoInfo,
 ) -> tuple[dict[int, IntArray], list[IdentityJump]]:
     """Return the decoded frames that teach, by index of objects that seem to show two identities, and the jumps."""
     import numpy as np
 
-    from ml_backend.labeling.few_shot.identity_jumps import MAX_OTHERS, IdentityJump, TrackViews, find_jump
+    from ml_backend.labeling.few_shot.identity_jumps import (
+        MAX_OTHERS,
+        IdentityJump,
+        TrackViews,
+        find_box_jump,
+        find_jump,
+    )
 
     views = [TrackViews.of(crops) if crops else None for crops in objects_crops]
     others = [TrackViews.of(crops) for crops in background_crops[: MAX_OTHERS // 4] if crops]
@@ -367,13 +376,15 @@ def _taught_frames(
     jumps: list[IdentityJump] = []
     for number, (item, crops) in enumerate(zip(objects, objects_crops, strict=True)):
         own = views[number]
-        compared = [view for i, view in enumerate(views) if view and i != number] + others
-        index = find_jump(own, compared) if own else None
-        if index is None:
-            continue
-        between = embed.between(item, crops[index - 1].frame, crops[index].frame)
-        closer = [*crops[:index], *between, *crops[index:]]
-        moment = closer[find_jump(TrackViews.of(closer), compared) or index + len(between)].frame
+        moment = find_box_jump(item.frames, item.xyxy, info.fps, (info.width, info.height))
+        if moment is None:
+            compared = [view for i, view in enumerate(views) if view and i != number] + others
+            index = find_jump(own, compared) if own else None
+            if index is None:
+                continue
+            between = embed.between(item, crops[index - 1].frame, crops[index].frame)
+            closer = [*crops[:index], *between, *crops[index:]]
+            moment = closer[find_jump(TrackViews.of(closer), compared) or index + len(between)].frame
         before, after = item.frames[item.frames < moment], item.frames[item.frames >= moment]
         taught[number] = after if len(before) < len(after) else before
         frame = int(np.searchsorted(timeline.decoded_index(np.arange(1, timeline.frames_count + 1)), moment)) + 1

@@ -12,10 +12,10 @@ from ml_backend.core.keyframes import interpolate
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import BoolArray, Detections, FrameFeatures, IntArray, Track
 from ml_backend.review.finding import Finding
-from ml_backend.review.motion import apart, centres, runs, sizes
 from ml_backend.review.repairs import Add, Delete, SetBoxes, Trim
 from ml_backend.review.video import SUPPORTS_IOU, Evidence
 from ml_backend.tracking.assembly import TrackAssembler
+from ml_backend.tracking.box_motion import apart, centres, runs, sizes
 from ml_backend.tracking.tracker import Tracker, parts
 
 #: Certainty of a track of uncovered detections, and seconds that it lasts, to be an object without a box.

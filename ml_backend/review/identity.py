@@ -13,11 +13,11 @@ from ml_backend.core.boxes import iou_matrix
 from ml_backend.core.types import Float64Array, Track
 from ml_backend.labeling.few_shot.identity_jumps import weakest_link
 from ml_backend.review.finding import Finding
-from ml_backend.review.motion import apart, predicted, runs, steps
 from ml_backend.review.repairs import Delete, Join, SplitAt, SwapFrom
 from ml_backend.review.shape import JUMP
 from ml_backend.review.video import Evidence, likeness
 from ml_backend.tracking.assembly import DUPLICATE_IOU, DUPLICATE_IOU_CLASSES, DUPLICATE_SHARE
+from ml_backend.tracking.box_motion import apart, predicted, runs, steps
 from ml_backend.tracking.stitch import best_pairs
 from ml_backend.tracking.tracklet import Tracklet
 
@@ -71,7 +71,8 @@ def _meetings(evidence: Evidence) -> tuple[dict[Pair, list[int]], dict[Pair, Cou
     jumps: dict[int, list[int]] = defaultdict(list)
     for track in evidence.video.tracks:
         if len(track) > 2:
-            for row in np.flatnonzero(steps(track, evidence.video.width, evidence.video.height) > JUMP).tolist():
+            moved = steps(track.frames, track.xyxy, evidence.video.width, evidence.video.height)
+            for row in np.flatnonzero(moved > JUMP).tolist():
                 jumps[int(track.frames[row + 1])].append(track.track_id)
     for frame, together in jumps.items():
         for a, b in combinations(sorted(together), 2):
@@ -286,7 +287,7 @@ def _identity_jumps(evidence: Evidence) -> Iterator[Finding]:
             continue
         broken = [(_break(track, int(track.frames[row]), fps), -abs(row - rows.mean()), row) for row in rows]
         residual, _, row = max(broken)
-        step = steps(track, evidence.video.width, evidence.video.height)[rows - 1]
+        step = steps(track.frames, track.xyxy, evidence.video.width, evidence.video.height)[rows - 1]
         if step.max() > SHARP:
             row = rows[step.argmax()]
         score = 1 / (1 + np.exp(-(JUMP_VIEWS * weakest.deviations + JUMP_MOTION * min(residual, 1.5) - JUMP_PRIOR)))

@@ -12,9 +12,9 @@ from ml_backend.core.boxes import clip_xyxy
 from ml_backend.core.keyframes import interpolate
 from ml_backend.core.types import BoolArray, Float64Array, Track
 from ml_backend.review.finding import Finding
-from ml_backend.review.motion import centres, runs, sizes, steps
 from ml_backend.review.repairs import Delete, Repair, SetBoxes, SplitAt, Trim
 from ml_backend.review.video import ReviewVideo
+from ml_backend.tracking.box_motion import centres, runs, sizes, steps
 from ml_backend.tracking.smooth import fill_and_smooth
 
 #: A jump, in box sizes: far more than an object moves from one frame to the next beyond its own motion.
@@ -55,7 +55,7 @@ def find(video: ReviewVideo) -> Iterator[Finding]:
             continue
         if len(track) < 3:
             continue
-        moving = steps(track, video.width, video.height)
+        moving = steps(track.frames, track.xyxy, video.width, video.height)
         yield from _frozen(track, moving, video.fps)
         yield from _jumps(track, moving, video.fps)
         yield from _jitter(track, video.fps)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ml_backend.embeddings.crop_embeddings import CropEmbedding
-from ml_backend.labeling.few_shot.identity_jumps import MIN_OTHERS, TrackViews, find_jump
+from ml_backend.labeling.few_shot.identity_jumps import MIN_OTHERS, TrackViews, find_box_jump, find_jump
 from tests.labeling.few_shot.builders import direction, views
 
 COUNT = 4
@@ -70,3 +70,37 @@ def test_objects_without_thumbnails() -> None:
     """As in banks of other programs: embeddings alone decide, or nothing."""
     bare = [CropEmbedding(crop.frame, crop.xyxy, crop.vector, b"") for crop in crops(1)]
     assert find_jump(TrackViews.of(bare), others(20)) in (None, 1, 2, 3)
+
+
+FPS, SIZE = 25.0, (1000, 500)
+
+
+def walk(frames: range, start: float, speed: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and boxes of 40 x 90 pixels, whose box size is 60, that move to the right."""
+    x = start + speed * np.arange(len(frames))
+    return np.array(frames), np.stack([x, np.full(len(x), 200.0), x + 40, np.full(len(x), 290.0)], axis=1)
+
+
+def box_jump(*parts: tuple[np.ndarray, np.ndarray]) -> int | None:
+    frames, xyxy = (np.concatenate([part[n] for part in parts]) for n in range(2))
+    return find_box_jump(frames, xyxy, FPS, SIZE)
+
+
+def test_a_box_that_goes_on_has_not_jumped() -> None:
+    assert box_jump(walk(range(50), 100)) is None
+    assert box_jump(walk(range(1), 100)) is None
+    assert box_jump(walk(range(25), 100), walk(range(25, 50), 200, speed=-4)) is None, "it turns around"
+    assert box_jump(walk(range(25), 100), walk(range(75, 100), 400)) is None, "it goes on while it is hidden"
+    assert box_jump(walk(range(25), 100), walk(range(75, 100), 500)) is None, "or a little faster"
+
+
+def test_a_box_that_goes_where_its_object_cannot_be() -> None:
+    assert box_jump(walk(range(25), 100), walk(range(25, 50), 300)) == 25
+    assert box_jump(walk(range(25), 100), walk(range(30, 50), 500)) == 30, "too far for the time that it was hidden"
+    assert box_jump(walk(range(9), 100), walk(range(9, 25), 300), walk(range(25, 50), 800)) == 25, "the larger one"
+
+
+def test_a_box_that_stays_and_catches_up_was_not_moved_with_its_object() -> None:
+    stays = walk(range(15, 25), 156, speed=0)
+    assert box_jump(walk(range(15), 100), stays, walk(range(25, 50), 300)) is None
+    assert box_jump(walk(range(15), 100), stays, walk(range(25, 40), 300), walk(range(40, 50), 800)) == 40

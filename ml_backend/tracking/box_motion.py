@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.core.types import BoolArray, Float64Array, Track
+from ml_backend.core.types import BoolArray, Float64Array, IntArray, Track
 
 #: Seconds of a track to which a motion is fitted, and next to a moment where smoothing may have mixed both sides.
 FIT_S, GUARD_S = 0.4, 0.1
@@ -29,19 +29,24 @@ def sizes(xyxy: npt.NDArray[np.floating]) -> Float64Array:
     return out
 
 
-def steps(track: Track, width: float, height: float) -> Float64Array:
+def steps(frames: IntArray, xyxy: npt.NDArray[np.floating], width: float, height: float) -> Float64Array:
     """Return how far ``(n - 1,)`` each box is from where the motion around it leads from the one before, in box sizes.
 
     A step over a gap may be as long as the gap. Growing counts, too, except at the edge of the picture.
+
+    Args:
+        frames: ``(n,)`` ascending.
+        xyxy: ``(n, 4)`` boxes.
+        width, height: of the picture, in the boxes' unit.
     """
-    middle, size = centres(track.xyxy), sizes(track.xyxy)
-    gaps = np.diff(track.frames)
+    middle, size = centres(xyxy), sizes(xyxy)
+    gaps = np.diff(frames)
     speed = np.diff(middle, axis=0) / gaps[:, None]
     usual = np.stack([_rolling_median(speed[:, axis]) for axis in range(2)], axis=1)
     excess = np.linalg.norm(speed - usual, axis=1) * np.minimum(gaps, 1)
-    growth = np.abs(np.diff(np.log(np.maximum(track.xyxy[:, 2:] - track.xyxy[:, :2], 1e-3)), axis=0)).max(axis=1) / gaps
+    growth = np.abs(np.diff(np.log(np.maximum(xyxy[:, 2:] - xyxy[:, :2], 1e-3)), axis=0)).max(axis=1) / gaps
     margin = EDGE * np.array([width, height])
-    beyond = np.concatenate([margin - track.xyxy[:, :2], track.xyxy[:, 2:] + margin - [width, height]], axis=1)
+    beyond = np.concatenate([margin - xyxy[:, :2], xyxy[:, 2:] + margin - [width, height]], axis=1)
     touching = beyond.max(axis=1) > 0
     growth[touching[1:] | touching[:-1]] = 0.0
     scale = np.minimum(size[1:], size[:-1])
