@@ -255,14 +255,16 @@ moments = sa.Table(
     sa.Index("moments_by_gain", "project_id", "gain"),
 )
 
-# What people decided about moments: repairs, with the regions before and after, and dismissals.
+# What people decided about moments and tracks: repairs, with the regions before and after, and dismissals.
 repairs = sa.Table(
     "repairs",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("project_id", sa.Integer, nullable=False, index=True),
     sa.Column("task_id", sa.Integer, nullable=False, index=True),
-    sa.Column("moment_id", sa.String(16), nullable=False, index=True),
+    # First repair of those made at once, which are undone at once; 0: it was made alone.
+    sa.Column("batch", sa.Integer, nullable=False, index=True, server_default=sa.text("0")),
+    sa.Column("moment_id", sa.String(16), nullable=False, index=True),  # empty: made by hand
     sa.Column("action", sa.String(16), nullable=False),
     sa.Column("description", sa.Text, nullable=False),
     sa.Column("by", sa.String(255), nullable=False),

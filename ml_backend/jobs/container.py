@@ -36,6 +36,7 @@ from ml_backend.jobs.worker_status import WorkerStatus
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.listing import ProjectLister
 from ml_backend.label_studio.media import MediaStore
+from ml_backend.review.repair_json import FRAMES_FOLDER
 from ml_backend.training.policy import PolicyStore
 from ml_backend.training.registry import Registry
 
@@ -49,6 +50,8 @@ CANCEL_POLL_S = 1.0
 #: A job for which Label Studio does not answer is tried again every so many seconds, for so long: what is computed is
 #: delivered soon after Label Studio is back.
 LABEL_STUDIO_PAUSE_S, LABEL_STUDIO_PATIENCE = 30, timedelta(days=5)
+#: Archives of frames that are kept, about a gigabyte, and for how many seconds.
+FRAMES_KEPT, FRAMES_KEPT_S = 500, 24 * 3600
 #: Seconds for which a job waits for a Redis that is away, as during its restart.
 JOB_PATIENCE_S = 10
 
@@ -171,10 +174,10 @@ class Container:
             log.warning("Not counted: %s", error)
 
     def clean_up_files(self) -> list[str]:
-        """Remove old outputs and files of crashed processes; safe at any time and in several processes at once.
+        """Remove old outputs, frames and files of crashed processes; safe at any time and in several processes at once.
 
         Returns:
-            Names of the removed outputs; empty if Redis does not answer.
+            Names of the removed outputs; empty if Redis or the artifact store does not answer.
         """
 
         def needed(folder: str) -> bool:
@@ -184,7 +187,12 @@ class Container:
 
         try:
             self.uploads.clean(needed)
-            return self.outputs.clean(needed=needed)
+            removed = self.outputs.clean(needed=needed)
+            ages = sorted(self.artifacts.ages(FRAMES_FOLDER).items(), key=lambda item: item[1])
+            for number, (name, age_s) in enumerate(ages):
+                if number >= FRAMES_KEPT or age_s > FRAMES_KEPT_S:  # rendered again on demand
+                    self.artifacts.remove(f"{FRAMES_FOLDER}/{name}")
+            return removed
         except (QueueUnavailable, StorageError) as error:
             log.warning("Old uploads and outputs were not removed: %s", error)
             return []

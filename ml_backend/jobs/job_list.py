@@ -35,7 +35,7 @@ KINDS = {
     "track_box": "draw",
 }
 #: Job functions that are not listed: there are many, and nobody but the page that wants them waits for them.
-_UNLISTED = ("render_moment", "warm")
+_UNLISTED = ("render_moment", "render_frames", "warm")
 #: Job functions whose second argument is a task id.
 _OF_TASK = ("prepare_task", "help_detect", "render_video", "render_custom_video", "follow_regions", "track_box")
 #: RQ state -> state in the API.

@@ -39,7 +39,7 @@ JOB_MODULES = {
             "find_similar",
             "measure_agreement",
         ),
-        "review": ("review", "render_moment"),
+        "review": ("review", "render_moment", "render_frames"),
         "api_file_jobs": ("render_video", "render_custom_video", "export_project"),
     }.items()
     for function in functions

@@ -41,7 +41,7 @@ RESULT_TTL_S = 7 * 24 * 3600
 #: Jobs that keep no result: nobody reads it, and there may be thousands of them.
 _RESULTLESS = ("prepare_task", "prepare_many", "predict", "help_detect", "refresh", "warm")
 #: Jobs whose result is read at once, or never.
-_BRIEF = ("render_moment",)
+_BRIEF = ("render_moment", "render_frames")
 #: Seconds after which the lock of a dead process expires.
 LOCK_S = 120
 #: Kind of pending work -> queue, module in ``ml_backend.jobs``, and function.
@@ -357,6 +357,11 @@ class JobQueue:
         """Request a clip of a suspicious moment, for which somebody waits; return the job's id."""
         queue = INTERACTIVE if self._follows() else "control"
         return self.request(queue, "render_moment", [project_id, moment_id], f"clip-{moment_id}", "review").job_id
+
+    def request_frames(self, project_id: int, task_id: int, key: str, first: int) -> str:
+        """Request frames of a task's video, which somebody looks at; return the job's id."""
+        queue, args = INTERACTIVE if self._follows() else "control", [project_id, task_id, key, first]
+        return self.request(queue, "render_frames", args, f"frames-{task_id}-{key}-{first}", "review").job_id
 
     def request_warm(self, project_id: int, task_id: int, uri: str) -> None:
         """Request that a video is ready for drawn boxes, since its task was opened."""

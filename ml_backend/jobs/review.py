@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.core.errors import BackendError, ConfigError, Interrupted
+from ml_backend.core.errors import BackendError, ConfigError, Conflict, Interrupted
 from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.detections import logged_detections
@@ -21,7 +21,7 @@ from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.labeling.few_shot.pattern_store import video_key
 from ml_backend.review.moment_store import MomentStore, Row
-from ml_backend.review.repair_json import clip_name, digest
+from ml_backend.review.repair_json import FRAMES_AT_ONCE, clip_name, digest, frames_key, frames_name
 
 if TYPE_CHECKING:
     from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo
@@ -181,6 +181,38 @@ def render_moment(container: Container, project_id: int, moment_id: str) -> str:
     if not store.note_clip(moment_id, sha256):  # the task was reviewed again meanwhile
         container.artifacts.remove(clip_name(project_id, moment_id), sha256)
     return sha256
+
+
+@job
+def render_frames(container: Container, project_id: int, task_id: int, key: str, first: int) -> None:
+    """Store frames of a task's video as small JPEG files, unless they are stored already.
+
+    Args:
+        key: of the video, as :func:`~ml_backend.review.repair_json.frames_key` returns it.
+        first: 1-based, on Label Studio's timeline; those after it are stored with it.
+
+    Raises:
+        NotFound: the task is gone.
+        Conflict: it has no such video any more.
+        MediaError, VideoError: the video is gone or damaged.
+    """
+    from ml_backend.label_studio.timeline import video_timeline
+    from ml_backend.rendering.frames import frames_archive
+
+    name = frames_name(project_id, task_id, key, first)
+    if container.artifacts.exists(name):
+        return
+    config = cached_label_config(container.client.get_project(project_id).label_config)
+    task = container.client.get_full_task(task_id, project_id)
+    videos = _reader(container, project_id, task, config).task_videos()
+    video = next((item for item in videos if frames_key(item.uri, item.frame_rate) == key), None)
+    if video is None:
+        raise Conflict(f"Task {task_id} has another video now.", "Reload the page.")
+    with video.local_file() as path:
+        timeline = video_timeline(path, video.frame_rate_of(path))
+        last = min(first + FRAMES_AT_ONCE - 1, timeline.frames_count)
+        if first <= last:  # else the video has ended before
+            container.artifacts.write(name, frames_archive(path, timeline, first, last))
 
 
 def _ids(regions: Sequence[Region]) -> list[str]:

@@ -19,6 +19,8 @@ MAX_PER_TASK = 50
 Row = dict[str, Any]
 #: Columns by which the queue can be filtered.
 FILTERS = ("task_id", "kind", "label", "author")
+#: Id of the first decision of a decision's batch.
+_FIRST = sa.case((repairs.c.batch == 0, repairs.c.id), else_=repairs.c.batch)
 
 
 class MomentStore:
@@ -118,15 +120,33 @@ class MomentStore:
 
     # -- decisions
 
-    def add(self, **values: Any) -> int:
-        """Store a decision; return its id."""
+    def add(self, rows: Sequence[Row], batch: int = 0) -> list[int]:
+        """Store decisions; return their ids. Several are undone at once.
+
+        Args:
+            batch: id of an earlier decision, with which these are undone; 0: none.
+        """
         nothing = {"annotation_id": 0, "base_id": 0, "written": "", "before": [], "after": []}
-        row = {"at": datetime.now(timezone.utc), "undone_by": "", **nothing, **values}
+        facts = {"at": datetime.now(timezone.utc), "undone_by": "", "batch": batch, **nothing}
         with self._storage.write() as connection:
-            return int(connection.execute(sa.insert(repairs).values(**row)).inserted_primary_key[0])  # type: ignore[index]
+            ids = [
+                int(connection.execute(sa.insert(repairs).values({**facts, **row})).inserted_primary_key[0])  # type: ignore[index]
+                for row in rows
+            ]
+            first = batch or ids[0]
+            if batch or len(ids) > 1:
+                own = repairs.c.id.in_([first, *ids])
+                connection.execute(sa.update(repairs).where(own).values(batch=first))
+        return ids
 
     def decision(self, project_id: int, repair_id: int) -> Row | None:
-        rows = self._decisions(repairs.c.project_id == project_id, repairs.c.id == repair_id)
+        """Return a decision with facts about its batch.
+
+        Returns:
+            With ``count``, the number of the batch's decisions, and ``tasks``, those concerned; ``undone_at`` is
+            ``None`` while one of them is in force.
+        """
+        rows = self._of_batches(self._decisions(repairs.c.project_id == project_id, repairs.c.id == repair_id))
         return rows[0] if rows else None
 
     def decided(self, moment_id: str) -> Row | None:
@@ -134,9 +154,42 @@ class MomentStore:
         rows = self._decisions(_decision(moment_id), repairs.c.action != SKIP)
         return rows[0] if rows else None
 
-    def history(self, project_id: int, limit: int) -> list[Row]:
-        """Return the last decisions, newest first."""
-        return self._decisions(repairs.c.project_id == project_id, limit=limit)
+    def batch(self, decision: Row) -> list[Row]:
+        """Return the decisions that are undone with one, including itself, newest first; none that was undone."""
+        same = repairs.c.batch == decision["batch"] if decision["batch"] else repairs.c.id == decision["id"]
+        return self._decisions(same, repairs.c.undone_at.is_(None))
+
+    def history(self, project_id: int, limit: int, task_id: int | None = None) -> list[Row]:
+        """Return the last decisions, newest first, the first one of each batch.
+
+        Args:
+            task_id: only those that concern this task.
+
+        Returns:
+            As :meth:`decision`.
+        """
+        own = [repairs.c.project_id == project_id, *([repairs.c.task_id == task_id] if task_id else [])]
+        first = sa.func.min(repairs.c.id)  # the batch's first one may be of a deleted task
+        query = sa.select(first).where(*own).group_by(_FIRST).order_by(first.desc()).limit(limit)
+        with self._storage.read() as connection:
+            ids = list(connection.scalars(query))
+        return self._of_batches(self._decisions(repairs.c.id.in_(ids)))
+
+    def _of_batches(self, rows: Sequence[Row]) -> list[Row]:
+        ids = {row["batch"] or row["id"] for row in rows}
+        query = sa.select(_FIRST.label("first"), repairs.c.task_id, repairs.c.undone_at)
+        found: dict[int, list[Any]] = {}
+        with self._storage.read() as connection:
+            for member in connection.execute(query.where(repairs.c.id.in_(ids) | repairs.c.batch.in_(ids))):
+                found.setdefault(member.first, []).append(member)
+        out = []
+        for row in rows:
+            members = found[row["batch"] or row["id"]]
+            facts = {"count": len(members), "tasks": sorted({member.task_id for member in members})}
+            if not all(member.undone_at for member in members):
+                facts |= {"undone_at": None, "undone_by": ""}
+            out.append({**row, **facts})
+        return out
 
     def replayed(self, task_id: int) -> list[Row]:
         """Return the repairs of a task's prediction that are in force, in order."""
@@ -160,10 +213,10 @@ class MomentStore:
             own = repairs.c.annotation_id == annotation_id
             connection.execute(sa.update(repairs).where(own).values(written=digest))
 
-    def undo(self, repair_id: int, by: str) -> None:
+    def undo(self, repair_ids: Sequence[int], by: str) -> None:
         with self._storage.write() as connection:
             values = {"undone_by": by, "undone_at": datetime.now(timezone.utc)}
-            connection.execute(sa.update(repairs).where(repairs.c.id == repair_id).values(**values))
+            connection.execute(sa.update(repairs).where(repairs.c.id.in_(repair_ids)).values(**values))
 
     def _decisions(self, *conditions: sa.ColumnElement[bool], limit: int | None = None) -> list[Row]:
         """Return decisions, newest first."""

@@ -42,3 +42,17 @@ def describe_json(repair: RepairJson) -> str:
 def clip_name(project_id: int, moment_id: str) -> str:
     """Return the name of a moment's clip among the artifacts."""
     return f"projects/{project_id}/moments/{moment_id}.mp4"
+
+
+#: Folder of the frames of videos among the artifacts, and how many are rendered together.
+FRAMES_FOLDER, FRAMES_AT_ONCE = "frames", 32
+
+
+def frames_key(uri: str, frame_rate: float | None) -> str:
+    """Return what the frames of a task's video depend on, 16 hex digits."""
+    return digest(uri, frame_rate)
+
+
+def frames_name(project_id: int, task_id: int, key: str, first: int) -> str:
+    """Return the name of an archive of frames, ``first`` and those after it, among the artifacts."""
+    return f"{FRAMES_FOLDER}/{project_id}-{task_id}-{key}-{first}.zip"

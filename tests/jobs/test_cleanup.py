@@ -15,8 +15,9 @@ from ml_backend.core.outputs import STALE_S
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.api_file_jobs import export_project
 from ml_backend.jobs.api_jobs import import_video
-from ml_backend.jobs.container import Container
+from ml_backend.jobs.container import FRAMES_KEPT_S, Container
 from ml_backend.jobs.worker import CLEANUP_INTERVAL_S, CLEANUP_THREAD, make_worker
+from ml_backend.review.repair_json import frames_name
 from tests.builders import wait_for
 from tests.jobs.conftest import Site
 
@@ -61,6 +62,17 @@ def test_without_a_queue_uploads_stay(settings: Callable[..., Settings], tmp_pat
     folder = old_upload(here, "7-aaaa")
     assert Container(here).clean_up_files() == []
     assert folder.exists()
+
+
+def test_frames_are_kept_for_a_day(here: Settings) -> None:
+    container = Container(here)
+    names = [frames_name(7, 1, "0" * 16, first) for first in (1, 33)]
+    for name in names:
+        container.artifacts.write(name, b"an archive")
+    old = time.time() - FRAMES_KEPT_S - 60
+    os.utime(container.artifacts.local_path(names[0], ""), (old, old))
+    container.clean_up_files()
+    assert [container.artifacts.exists(name) for name in names] == [False, True]
 
 
 def test_an_upload_and_an_export_make_room(site: Callable[..., Site], work: Callable[[Site], Container]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from ml_backend.jobs.delivery import deliver_one
+from ml_backend.review.repair_json import frames_name
 from ml_backend.server.app import create_app
 from tests.builders import label_config
 from tests.jobs.conftest import Site
@@ -339,3 +342,131 @@ def test_agreement_of_people_and_on_request_the_model(here: Site, project: int, 
         tuple(sorted(["model", me.email])): 2,
         tuple(sorted(["model", "other@example.org"])): 1,
     }
+
+
+# -- by hand
+
+
+def tracks(room: Room, project: int, task: int, frame: int = 1) -> dict[str, Any]:
+    """Of the task's only video."""
+    (video,) = room.get(f"/api/tracks?project={project}&task={task}&frame={frame}")["videos"]
+    found: dict[str, Any] = video
+    return found
+
+
+def by_hand(
+    room: Room, project: int, task: int, action: str, *ids: str, seen: Any = None, status: int = 200, **fields: Any
+) -> Any:
+    """Repair tracks, as they are now or were ``seen`` before."""
+    seen = seen or tracks(room, project, task)
+    digests = {row["region"]: row["digest"] for row in seen["tracks"]}
+    body = {"project": project, "task": task, "annotation": seen["annotation"], "action": action, "by": "anna"}
+    chosen = [{"region": name, "digest": digests[name]} for name in ids]
+    return room.post("/api/repairs/tracks", {**body, "tracks": chosen, **fields}, status)
+
+
+def test_tracks_of_a_task_with_their_boxes(here: Site, project: int, room: Room) -> None:
+    task = predicted(here, project, SOUND, JUMPS)
+    video = tracks(room, project, task, frame=50)
+    assert (video["name"], video["annotation"], video["author"]) == ("video", None, VERSION)
+    assert (video["frames_count"], video["frame_rate"], video["width"], video["height"]) == (100, 20.0, 320, 240)
+    rows = {row["region"]: row for row in video["tracks"]}
+    assert rows["jumps"]["spans"] == [[1, 100]]
+    assert (rows["jumps"]["box"]["x"], rows["jumps"]["box"]["width"]) == pytest.approx((20.0, 10.0))
+    assert room.get(f"/api/tracks?project={project}&task={here.task(project, video=here.clip())}")["videos"] == []
+    room.get(f"/api/tracks?project={project}&task=999999", 404)
+
+
+def test_many_tracks_repaired_and_undone_at_once(here: Site, project: int, room: Room, work: Work) -> None:
+    task = predicted(here, project, JUMPS, TOO, SOUND)
+    done = by_hand(room, project, task, "delete", "jumps", "too")
+    assert (done["count"], done["tasks"], done["moment"], done["action"]) == (2, [task], None, "delete")
+    assert regions(here, task) == [SOUND]
+    renamed = by_hand(room, project, task, "relabel", "sound", label="car")
+    assert by_hand(room, project, task, "relabel", "sound", label="car", status=409)
+    # A refresh finds one of the deleted tracks only, which stays deleted.
+    container = look(here, work, project, task)
+    deliver_one(container, task, {"model_version": NEWER, "score": 0.7, "result": [JUMPS, SOUND]})
+    (kept,) = here.client.list_predictions(task)[-1].result
+    assert kept["value"] == {**SOUND["value"], "labels": ["car"]}
+    told = room.get(f"/api/repairs?project={project}&task={task}")["repairs"]
+    assert [(item["id"], item["count"]) for item in told] == [(renamed["id"], 1), (done["id"], 2)]
+    assert room.get(f"/api/repairs?project={project}&task={task + 1}")["repairs"] == []
+    undo(room, project, renamed)
+    assert undo(room, project, done)["undone_by"] == "ben"
+    restored = here.client.list_predictions(task)[-1].result
+    assert sorted(item["id"] for item in restored) == ["jumps", "sound", "too"]
+    undo(room, project, done, 409)
+
+
+def test_each_repair_by_hand(here: Site, project: int, room: Room) -> None:
+    task = predicted(here, project, JUMPS, TOO, SOUND)
+    for action, ids, fields, left in (
+        ("split", ["jumps", "too"], {"frame": 51}, 5),
+        ("end", ["jumps", "sound"], {"frame": 40}, 3),
+        ("join", ["jumps", "too"], {}, 2),
+        ("swap", ["jumps", "too"], {"frame": 51}, 3),
+    ):
+        done = by_hand(room, project, task, action, *ids, **fields)
+        now = regions(here, task)
+        assert len(now) == left, action
+        undo(room, project, done)
+        back = {item["id"]: item for item in regions(here, task)}
+        assert back == {"jumps": JUMPS, "too": TOO, "sound": SOUND}, action
+    by_hand(room, project, task, "join", "jumps", status=400)
+    by_hand(room, project, task, "swap", "jumps", "too", "sound", frame=5, status=400)
+    by_hand(room, project, task, "split", "jumps", status=400)
+    by_hand(room, project, task, "split", "jumps", frame=1, status=409)
+    by_hand(room, project, task, "relabel", "jumps", label="plane", status=400)
+    assert {item["id"]: item for item in regions(here, task)} == back
+
+
+def test_by_hand_in_an_annotated_task(here: Site, project: int, room: Room) -> None:
+    task = predicted(here, project, JUMPS, SOUND)
+    seen = tracks(room, project, task)
+    theirs = submit(here, task, [JUMPS, SOUND])
+    before = annotations(here, task)
+    assert "was annotated" in by_hand(room, project, task, "delete", "jumps", seen=seen, status=409)["detail"]
+    seen = room.services.reviews.tracks(project, task)[0]
+    shown_now = {
+        "annotation": seen.annotation_id,
+        "tracks": [{"region": r.region, "digest": r.digest} for r in seen.rows],
+    }
+    assert seen.annotation_id == theirs
+    first = by_hand(room, project, task, "split", "jumps", seen=shown_now, frame=51)
+    assert (
+        "has another track jumps"
+        in by_hand(room, project, task, "delete", "jumps", seen=shown_now, status=409)["detail"]
+    )
+    second = by_hand(room, project, task, "delete", "sound", seen=shown_now)
+    person, ours = annotations(here, task)
+    assert [person] == before
+    assert len(ours["result"]) == 2
+    undo(room, project, second)
+    undo(room, project, first)
+    assert annotations(here, task) == before
+
+
+def test_frames_over_http(here: Site, project: int, room: Room, work: Work) -> None:
+    task = predicted(here, project, JUMPS)
+    key = tracks(room, project, task)["key"]
+    for first in (1, 97):
+        room.services.queue.request_frames(project, task, key, first)
+    work(here)
+    address = f"/api/frame?project={project}&task={task}&key={key}"
+    frames = {number: room.client.get(f"{address}&frame={number}") for number in (1, 2, 32, 100)}
+    for got in frames.values():
+        assert (got.status_code, got.content_type) == (200, "image/jpeg")
+        with Image.open(io.BytesIO(got.data)) as image:
+            assert image.size == (320, 240)
+    assert len({got.data for got in frames.values()}) == 4
+    again = room.client.get(f"{address}&frame=1", headers={"If-None-Match": frames[1].headers["ETag"]})
+    assert again.status_code == 304
+    room.check("GET", "/api/frame", frames[1])
+    room.get(f"{address}&frame=101", 404)
+    work(here)  # what is looked at next is rendered ahead, and nothing after the end
+    assert here.queue.failed_jobs() == []
+    assert here.services.artifacts.exists(frames_name(project, task, key, 33))
+    assert not here.services.artifacts.exists(frames_name(project, task, key, 129))
+    elsewhere = f"/api/frame?project={project}&task={task}&key={'0' * 16}&frame=1"
+    assert room.client.get(elsewhere, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403

@@ -131,14 +131,8 @@ def test_moments_go_with_their_task(here: Site, work: Work) -> None:
     moment = found(here, project, task_id=task)[0]["id"]
     render_moment(project, moment)
     assert container.artifacts.exists(clip_name(project, moment))
-    store(here).add(
-        project_id=project,
-        task_id=task,
-        moment_id=moment,
-        action="dismiss",
-        description="",
-        by="anna",
-    )
+    dismissal = {"project_id": project, "task_id": task, "moment_id": moment, "action": "dismiss"}
+    store(here).add([{**dismissal, "description": "", "by": "anna"}])
     here.sdk.tasks.delete(str(task))
     look(here, work, project, task)
     assert [moment["task_id"] for moment in found(here, project)] == [other]

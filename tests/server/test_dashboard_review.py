@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from ml_backend.review.kinds import MOMENT_KINDS
 from ml_backend.server.dashboard import texts
+from tests.builders import Outside
+from tests.review.test_region_repairs import LATER, A, B, region
 from tests.server.control import Room
 from tests.server.test_dashboard import BROWSER, SCRIPT, page
 
@@ -148,3 +151,76 @@ def test_other_sites_start_no_rendering(room: Room) -> None:
     address = f"/api/review/{moment(1)['id']}/clip?project=7"
     assert room.client.get(address, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
     assert not any(queue.count for queue in room.services.queue.queues.values())
+
+
+# -- the tracks of a task
+
+TRACKS = f"{STEP}&timeline=1"
+
+
+def predict(beside: Outside, *regions: dict[str, Any]) -> None:
+    """Task 1 of project 7 has a prediction."""
+    prediction = {"id": 5, "model_version": SCRIPT, "score": 0.9, "result": [*regions], "created_at": "2026-01-01"}
+    task = {"id": 1, "project": 7, "data": {"video": "/data/1-film.mp4"}, "annotations": [], "drafts": []}
+    beside.answer("/api/tasks/1/", 200, json.dumps({**task, "predictions": [prediction]}).encode())
+
+
+def ticked(text: str) -> list[str]:
+    """Regions of the tracks that are ticked, in their order."""
+    boxes = re.findall(r'<input type="checkbox" name="tracks" value="[0-9a-f]{16}([^"]*)"[^>]*>', text)
+    chosen = re.findall(r'name="tracks" value="[0-9a-f]{16}([^"]*)"[^>]* checked', text)
+    assert len(boxes) == text.count('name="tracks"')
+    return chosen
+
+
+def test_tracks_are_ticked_by_label_score_length_and_area(room: Room, beside: Outside) -> None:
+    sure = region("sure", [(1, 0.0, True), (90, 50.0, True)], score=0.9)
+    small = {**region("small", [(1, 0.0, True), (20, 5.0, False)], "car", score=0.2)}
+    small["value"]["sequence"] = [{**key, "height": 5.0} for key in small["value"]["sequence"]]
+    predict(beside, A, B, LATER, sure, small)
+    assert ticked(page(room, TRACKS)) == []
+    assert ticked(page(room, f"{TRACKS}&pick-label==car")) == ["small", "c"]
+    assert ticked(page(room, f"{TRACKS}&score-to=50")) == ["small"], "the others have none, or more"
+    assert ticked(page(room, f"{TRACKS}&frames-from=20&frames-to=60")) == ["small", "a", "c"]
+    assert ticked(page(room, f"{TRACKS}&area-to=1")) == ["small"]
+    assert ticked(page(room, f"{TRACKS}&pick-label==person&area-from=1&score-from=80")) == ["sure"]
+    assert ticked(page(room, f"{TRACKS}&frames-from=x")) == []
+    fill(room, moment(1, regions={"b": "0"}, shown=33))
+    text = page(room, f"{TRACKS}&moment={moment(1)['id']}")
+    assert ticked(text) == ["b"]
+    assert 'data-frame="33" data-frames="100"' in text
+
+
+def test_tracks_show_gaps_boxes_and_no_markup_of_others(room: Room, beside: Outside) -> None:
+    gap = region(SCRIPT, [(1, 0.0, True), (50, 9.0, False), (61, 20.0, True), (100, 20.0, True)], SCRIPT)
+    predict(beside, A, gap)
+    text = page(room, f"{TRACKS}&frame=55")
+    assert "<script>alert" not in text
+    assert '<g data-track="2"' in text
+    assert '<g data-track="1"' not in text, "it is hidden there"
+    life = text.split('<svg class="life')[1].split("</svg>")[0]
+    assert re.findall(r'x="([\d.]+)%" width="([\d.]+)%"', life) == [("0.0", "50.0"), ("60.0", "40.0")]
+    keys = re.findall(r'data-key="([^"]+)"', text)
+    assert len(keys) == len(set(keys))
+    assert {"arrowleft", "arrowright", "[", "]", "s", "e", "d", "j", "x", "1"} == set(keys)
+    beyond = page(room, f"{TRACKS}&frame=500")
+    assert 'data-frame="100"' in beyond
+
+
+def test_tracks_are_repaired_without_scripts(room: Room, beside: Outside) -> None:
+    predict(beside, A, B)
+    text = page(room, f"{TRACKS}&frame=30")
+    form = text.split('<form id="repair-tracks"')[1].split("</form>")[0]
+    action = html.unescape(re.findall(r'action="([^"]+)"', form)[0])
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="(\w+)">', form))
+    assert '<input type="hidden" name="frame" value="30" form="repair-tracks">' in text
+    values = re.findall(r'name="tracks" value="([^"]+)"', form)
+    sent = {**fields, "frame": "30", "action": "relabel:thing"}
+    nothing = room.client.post(action, data=sent, headers=BROWSER)
+    assert nothing.status_code == 400
+    assert "No track is selected" in nothing.get_data(as_text=True)
+    seen = [*values[:1], "0" * 16 + "b"]
+    stale = room.client.post(action, data={**sent, "tracks": seen}, headers=BROWSER)
+    assert stale.status_code == 409
+    assert "Task 1 has another track b since it was read" in stale.get_data(as_text=True)
+    assert 'data-frame="30"' in stale.get_data(as_text=True), "the same page"

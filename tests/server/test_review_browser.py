@@ -137,3 +137,67 @@ def test_nothing_serious_stands_in_the_way(chromium: Any, site: Site, lang: str,
     assert faults(page) == []
     page.screenshot(path=str(tmp_path / f"narrow-{lang}.png"), full_page=True)
     context.close()
+
+
+# -- by hand
+
+
+def timeline(page: Any, site: Site, frame: int) -> None:
+    """Open the task's tracks, and wait for the frame's picture."""
+    page.goto(f"{site.url}&timeline={site.task}&frame={frame}")
+    shows(page, frame)
+
+
+def shows(page: Any, frame: int) -> None:
+    page.wait_for_function(
+        "frame => { const image = document.querySelector(`[data-frame='${frame}'] img`);"
+        "return image && image.complete && image.naturalWidth > 0; }",
+        arg=frame,
+    )
+
+
+def test_tracks_are_repaired_by_hand(page: Any, site: Site) -> None:
+    page.goto(site.url)
+    page.get_by_role("link", name="All tracks").click()
+    page.locator("#part-timeline tbody tr").nth(1).wait_for()
+    assert page.locator("#chosen-tracks").text_content() in ("1", "2"), "the tracks of the moment"
+    timeline(page, site, 50)
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("[")
+    page.keyboard.press("ArrowLeft")
+    shows(page, 42)
+    page.locator("#go-frame").fill("70")
+    page.locator("#go-frame").press("Enter")
+    shows(page, 70)
+    page.locator("#pick summary").click()
+    page.locator("#pick-label").select_option("=person")
+    page.get_by_role("button", name="Select", exact=True).click()
+    page.locator("#track-1:checked, #track-2:checked").wait_for()
+    assert page.locator("[name=tracks]:checked").count() == 1
+    page.keyboard.press("s")
+    page.locator("#part-timeline tbody tr").nth(2).wait_for()
+    parts = [item for item in site.regions() if item["id"] != "too"]
+    assert shown(parts[0]) | shown(parts[1]) == shown(JUMPS)
+    assert min(max(shown(item)) for item in parts) == 69
+    page.keyboard.press("u")
+    page.locator(".decisions li", has_text="undone").wait_for()
+    assert len(site.regions()) == 2
+    page.locator("#all-tracks").check()
+    page.keyboard.press("d")
+    page.locator(".decisions li", has_text="2 repairs").wait_for()
+    assert site.regions() == []
+
+
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_nothing_serious_stands_in_the_way_of_tracks(chromium: Any, site: Site, lang: str, tmp_path: Path) -> None:
+    context = chromium.new_context(locale=lang, viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page = context.new_page()
+    page.set_default_timeout(SLOW_MS)
+    timeline(page, site, 51)
+    page.locator("#pick summary").click()
+    page.locator("#all-tracks").check()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert faults(page) == []
+    page.screenshot(path=str(tmp_path / f"timeline-narrow-{lang}.png"), full_page=True)
+    context.close()

@@ -1,4 +1,4 @@
-"""What people decide about suspicious moments: repairs of predictions and annotations, dismissals, and undoing them.
+"""What people decide about suspicious moments and tracks: repairs of predictions and annotations, and undoing them.
 
 A prediction is replaced by the repaired one. A person's annotation is never written to: the repaired one is another
 annotation of the task, which later repairs change as long as nobody else has.
@@ -7,7 +7,7 @@ annotation of the task, which later repairs change as long as nobody else has.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ml_backend.core.errors import Conflict, RequestError
 from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
-from ml_backend.review.repair_json import DISMISS, SKIP, RepairJson, describe_json, digest
+from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE
+from ml_backend.review.repair_json import DISMISS, SKIP, RepairJson, describe_json, digest, frames_key
 
 if TYPE_CHECKING:
     from ml_backend.datasets.selection import Submission
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
     from ml_backend.jobs.container import Container
     from ml_backend.label_studio.regions import Region
     from ml_backend.review.moment_store import MomentStore, Row
+    from ml_backend.review.track_rows import TrackRow
 
 log = logging.getLogger(__name__)
 
-_HINT = "Reload the queue: the task is looked at again."
+_HINT = "Reload the page: the task is looked at again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,50 @@ class Answer:
     label: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ManualRepair:
+    """What a person does to tracks of a task.
+
+    Attributes:
+        annotation_id: that the tracks are of; 0: a prediction.
+        tracks: digest by region id, as they were shown; ``join`` and ``swap`` take two.
+        answer: without a region; ``split``, ``swap`` and ``end`` need a frame.
+    """
+
+    task_id: int
+    annotation_id: int
+    tracks: Mapping[str, str]
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class VideoTracks:
+    """The tracks of one video of a task, as they are now.
+
+    Attributes:
+        name: of the video's control.
+        file: name of the video's file.
+        annotation_id: that the tracks are of; 0: a prediction.
+        author: the annotator, or the prediction's model version.
+        frames_count, frame_rate: of Label Studio's timeline.
+        size: of the picture in pixels; ``None``: the task does not state it.
+        key: of its frames, see :func:`~ml_backend.review.repair_json.frames_key`.
+        rows: by first frame.
+    """
+
+    name: str
+    file: str
+    annotation_id: int
+    author: str
+    frames_count: int
+    frame_rate: float
+    size: tuple[int, int] | None
+    key: str
+    rows: Sequence[TrackRow]
+
+
 class Reviews:
-    """Carries out what people decide about moments."""
+    """Carries out what people decide about moments and tracks."""
 
     def __init__(self, container: Container) -> None:
         self._container = container
@@ -70,50 +114,150 @@ class Reviews:
             LabelStudioError: Label Studio refuses the change, or does not answer.
         """
         row = self._moment(project_id, moment_id)
-        with self._lock(row["task_id"]):
+        task_id, facts = row["task_id"], {"moment_id": moment_id, "action": answer.action, "by": answer.by}
+        with self._lock(task_id):
             self._check_undecided(moment_id)
-            facts = {"project_id": project_id, "task_id": row["task_id"], "moment_id": moment_id}
-            facts |= {"action": answer.action, "by": answer.by}
             if answer.action in (DISMISS, SKIP):
-                return self._stored(project_id, {**facts, "description": ""})
-            from ml_backend.review.region_repairs import repair_result
-
+                fixed = {"project_id": project_id, "task_id": task_id, "description": ""}
+                return self._stored(project_id, [{**fixed, **facts}])
             repair = self._repair(row, answer)
-            task = self._task(project_id, row["task_id"])
+            task = self._task(project_id, task_id)
             submission = self._submission(task, row)
-            what = describe_json(repair)
-            note = f"{what} {answer.by}, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
-            change = repair_result([dict(region) for region in submission.result], repair, note)
-            written = self._write(task, submission, change.result)
-            changed = {"before": change.before, "after": change.after}
-            decision = self._stored(project_id, {**facts, "description": what, **changed, **written})
-        self._container.queue.request_review(project_id, [row["task_id"]])
+            decision = self._carry_out(project_id, task, submission, [repair], facts)
+        self._container.queue.request_review(project_id, [task_id])
         return decision
 
+    def repair(self, project_id: int, wanted: ManualRepair) -> Row:
+        """Repair tracks by hand, all of them or none; return the decision as stored.
+
+        Raises:
+            NotFound: the task does not exist any more.
+            Conflict: the tracks have changed since they were shown, or the repair changes nothing in one of them.
+            RequestError, ConfigError: the repair does not fit the tracks.
+            LabelStudioError: Label Studio refuses the change, or does not answer.
+        """
+        answer, tracks = wanted.answer, dict(wanted.tracks)
+        pair = answer.action in ("join", "swap")
+        if pair and len(tracks) != 2:
+            raise RequestError(f"{len(tracks)} tracks are chosen.", "Choose two.")
+        if answer.action in ("split", "swap", "end") and answer.frame is None:
+            raise RequestError("No frame is given.", "Give the frame at which the tracks are repaired.")
+        row: Row = {"project_id": project_id, "task_id": wanted.task_id, "annotation_id": wanted.annotation_id}
+        row |= {"regions": tracks, "shown": answer.frame}
+        with self._lock(wanted.task_id):
+            task = self._task(project_id, wanted.task_id)
+            submission = self._submission(task, row)
+            chosen = {str(region.get("id")): region for region in submission.result if str(region.get("id")) in tracks}
+            row["video"] = chosen[next(iter(tracks))].get("to_name")
+            if answer.action == "relabel":
+                value = self._label(row, answer.label)
+                tracks = {name: tracks[name] for name in tracks if chosen[name]["value"].get("labels") != [value]}
+                if not tracks:
+                    raise Conflict(f"The tracks are labelled {value} already.", "Choose another label.")
+            units = [tracks] if pair else [{name: tracks[name]} for name in tracks]
+            repairs = [self._repair({**row, "regions": unit}, answer) for unit in units]
+            facts = {"moment_id": "", "action": answer.action, "by": answer.by}
+            decision = self._carry_out(project_id, task, submission, repairs, facts)
+        self._container.queue.request_review(project_id, [wanted.task_id])
+        return decision
+
+    def tracks(self, project_id: int, task_id: int) -> list[VideoTracks]:
+        """Return the tracks of a task's videos: those of the annotation that counts, or else of the prediction.
+
+        Raises:
+            NotFound: the task does not exist.
+            LabelStudioError: Label Studio does not answer.
+        """
+        from ml_backend.datasets.annotation_reader import AnnotationReader
+        from ml_backend.review.track_rows import track_rows
+
+        config = cached_label_config(self._client.get_project(project_id).label_config)
+        task = self._client.get_full_task(task_id, project_id)
+        reader = AnnotationReader(
+            lambda: iter([task]), self._container.media.opener(project_id), config, predictions="missing"
+        )
+        found = []
+        for video in reader.task_videos():
+            counts = [int(region["value"].get("framesCount") or 0) for region in video.regions]
+            rate = video.frame_rate or DEFAULT_FRAME_RATE
+            stated = max((round(seconds * rate) for seconds in video.facts.durations), default=0)
+            count = max(counts, default=0) or stated
+            rows = track_rows(video.regions, [label.value for label in video.control.labels], count)
+            last = max([count, *(row.spans[-1][1] for row in rows if row.spans)])
+            submission = video.submission
+            found.append(
+                VideoTracks(
+                    video.control.to_name,
+                    video.name,
+                    submission.annotation_id or 0,
+                    submission.author,
+                    last,
+                    rate,
+                    video.facts.size,
+                    frames_key(video.uri, video.frame_rate),
+                    rows,
+                )
+            )
+        return found
+
     def undo(self, project_id: int, repair_id: int, by: str) -> Row:
-        """Undo a decision; return it as stored.
+        """Undo a decision and those made with it; return it as stored.
 
         Raises:
             NotFound: there is no such decision.
-            Conflict: it was undone before, or what it changed has been changed again.
+            Conflict: it was undone before, or what it changed has been changed again. Other tasks' are undone.
             LabelStudioError: Label Studio refuses the change, or does not answer.
         """
         decision = self.store.decision(project_id, repair_id)
         if decision is None:
             raise NotFound("There is no such repair.", "Reload the page.")
-        with self._lock(decision["task_id"]):
-            decision = self.store.decision(project_id, repair_id) or decision
-            if decision["undone_at"]:
-                raise Conflict(f"{decision['undone_by']} has undone this already.", "Reload the page.")
-            if decision["action"] not in (DISMISS, SKIP):
-                self._revert(decision)
-            self.store.undo(repair_id, by)
-        self._container.queue.request_review(project_id, [decision["task_id"]])
+        batch = self.store.batch(decision)
+        if not batch:
+            raise Conflict(f"{decision['undone_by']} has undone this already.", "Reload the page.")
+        conflict: Conflict | None = None
+        tasks = sorted({item["task_id"] for item in batch})
+        for task_id in tasks:
+            with self._lock(task_id):
+                open_ones = [item for item in self.store.batch(decision) if item["task_id"] == task_id]
+                changed = [item for item in open_ones if item["action"] not in (DISMISS, SKIP)]
+                try:
+                    if changed:
+                        self._revert(changed)
+                except Conflict as error:
+                    conflict = conflict or error
+                    continue
+                self.store.undo([item["id"] for item in open_ones], by)
+        self._container.queue.request_review(project_id, tasks)
+        if conflict:
+            raise conflict
         return self.store.decision(project_id, repair_id) or decision
 
-    def _stored(self, project_id: int, values: dict[str, Any]) -> Row:
-        number = self.store.add(**values)
-        return self.store.decision(project_id, number) or values
+    def _carry_out(
+        self,
+        project_id: int,
+        task: RawTask,
+        submission: Submission,
+        repairs: Sequence[RepairJson],
+        facts: Mapping[str, Any],
+    ) -> Row:
+        """Write a task's repaired result, and store what was done; return the first decision."""
+        from ml_backend.review.region_repairs import repair_result
+
+        result: list[Region] = [dict(region) for region in submission.result]
+        rows = []
+        for repair in repairs:
+            what = describe_json(repair)
+            note = f"{what} {facts['by']}, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
+            change = repair_result(result, repair, note)
+            result = change.result
+            rows.append({"description": what, "before": change.before, "after": change.after})
+        written = self._write(task, submission, result)
+        fixed = {"project_id": project_id, "task_id": task["id"], **facts, **written}
+        return self._stored(project_id, [{**fixed, **row} for row in rows])
+
+    def _stored(self, project_id: int, rows: Sequence[Row]) -> Row:
+        numbers = self.store.add(rows)
+        return self.store.decision(project_id, numbers[0]) or {}
 
     @contextmanager
     def _lock(self, task_id: int) -> Iterator[None]:
@@ -205,7 +349,7 @@ class Reviews:
 
     def _changed(self, row: Row, what: str) -> NoReturn:
         self._container.queue.request_review(row["project_id"], [row["task_id"]])
-        raise Conflict(f"Task {row['task_id']} {what} since this moment was found; nothing was changed.", _HINT)
+        raise Conflict(f"Task {row['task_id']} {what} since it was read; nothing was changed.", _HINT)
 
     def _task(self, project_id: int, task_id: int) -> RawTask:
         try:
@@ -240,8 +384,11 @@ class Reviews:
         )
         return {"written": written, "annotation_id": created, "base_id": base}
 
-    def _revert(self, decision: Row) -> None:
-        """Put back the regions that a repair replaced.
+    def _revert(self, decisions: Sequence[Row]) -> None:
+        """Put back the regions that repairs of a task replaced at once.
+
+        Args:
+            decisions: the last one first.
 
         Raises:
             Conflict: they were changed since.
@@ -250,36 +397,45 @@ class Reviews:
         from ml_backend.datasets.selection import submissions
         from ml_backend.review.region_repairs import region_digest, replay
 
-        task, annotation = self._task(decision["project_id"], decision["task_id"]), decision["annotation_id"]
-        mine = {region_digest(region) for region in decision["after"]}
+        first = decisions[0]
+        task, annotation = self._task(first["project_id"], first["task_id"]), first["annotation_id"]
+        own = {decision["id"] for decision in decisions}
+        mine = {region_digest(region) for decision in decisions for region in decision["after"]}
         same = self.store.replayed_in(annotation) if annotation else self.store.replayed(task["id"])
         for later in same:
-            if later["id"] > decision["id"] and mine & {region_digest(region) for region in later["before"]}:
+            changed_again = mine & {region_digest(region) for region in later["before"]}
+            if later["id"] > min(own) and later["id"] not in own and changed_again:
                 raise Conflict("The same track was repaired again since.", "Undo the later repair first.")
         if not annotation:
             submission = next(iter(submissions(task, "missing")), None)
             if submission is None or not submission.is_prediction:
                 raise Conflict(f"Task {task['id']} was annotated since.", "Change the annotation in Label Studio.")
-            change = replay([dict(region) for region in submission.result], decision["after"], decision["before"])
-            if change is not None:  # else a newer prediction has not found the track
-                self._write(task, submission, change.result)
+            result: list[Region] = [dict(region) for region in submission.result]
+            for decision in decisions:
+                change = replay(result, decision["after"], decision["before"])
+                if change is not None:  # else a newer prediction has not found the track
+                    result = change.result
+            self._write(task, submission, result)
             return
         found = next((item for item in task["annotations"] if item["id"] == annotation), None)
         if found is None:
             return  # somebody has deleted it
-        if digest(found["result"]) != decision["written"]:
+        if digest(found["result"]) != first["written"]:
             raise Conflict(
                 f"Somebody has changed the repaired annotation of task {task['id']} since.",
                 "Change it in Label Studio.",
             )
-        if [item["id"] for item in same] == [decision["id"]]:
+        if {item["id"] for item in same} == own:
             self._client.delete_annotation(annotation)  # the one that it began with counts again
             return
-        change = replay(found["result"], decision["after"], decision["before"])
-        if change is None:
-            raise Conflict("The repaired track was changed since.", "Undo the later repair first.")
-        self._client.update_annotation(annotation, change.result)
-        self.store.note_written(annotation, digest(change.result))
+        result = found["result"]
+        for decision in decisions:
+            change = replay(result, decision["after"], decision["before"])
+            if change is None:
+                raise Conflict("The repaired track was changed since.", "Undo the later repair first.")
+            result = change.result
+        self._client.update_annotation(annotation, result)
+        self.store.note_written(annotation, digest(result))
 
 
 def _store(storage: Storage) -> MomentStore:

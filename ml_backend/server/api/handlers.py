@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import platform
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -13,7 +15,7 @@ from pathlib import Path
 from threading import Condition
 from typing import TYPE_CHECKING, Any
 
-from cachetools import TTLCache, cached
+from cachetools import LRUCache, TTLCache, cached
 from flask import Response, jsonify, render_template, request, send_file
 
 import ml_backend
@@ -25,7 +27,7 @@ from ml_backend.jobs.services import reviews
 from ml_backend.jobs.services.connections import connect_project
 from ml_backend.jobs.worker_status import differing_settings
 from ml_backend.labeling.model_version import BASE, version_settings
-from ml_backend.review.repair_json import clip_name, describe_json
+from ml_backend.review.repair_json import FRAMES_AT_ONCE, clip_name, describe_json, frames_name
 from ml_backend.server.api import requests, responses
 from ml_backend.server.api.docs_page import docs_context
 from ml_backend.server.api.routing import document, route
@@ -33,6 +35,8 @@ from ml_backend.server.problems import Unknown
 from ml_backend.server.protocol import services
 
 if TYPE_CHECKING:
+    from ml_backend.jobs.services.reviews import VideoTracks
+    from ml_backend.review.track_rows import TrackRow
     from ml_backend.server.container import WebContainer
 
 #: Settings that are part of the status.
@@ -49,6 +53,10 @@ _APPS = 4
 _ACTOR = "control room"
 #: Seconds for which a request waits for a clip.
 CLIP_WAIT_S = 20.0
+#: Tasks whose tracks are cached, and for how many seconds: somebody may edit them in Label Studio.
+_TASKS_READ, TRACKS_S = 16, 5.0
+#: Bytes of frames that are cached, and seconds for which a browser keeps them.
+_FRAMES_BYTES, FRAMES_S = 64 << 20, 3600
 #: Media types of downloads, by suffix.
 _MEDIA_TYPES = {".mp4": "video/mp4", ".zip": "application/zip", ".json": "application/json"}
 
@@ -638,20 +646,137 @@ def repair(body: requests.AnswerMoment) -> responses.Repair:
     return _decision(services().reviews.decide(body.project, body.moment, answer))
 
 
+@route("GET", "/tracks", "Review", errors=(404, 502))
+def tracks(query: requests.ShowTracks) -> responses.TaskTracks:
+    """Get a task's tracks.
+
+    Those of the annotation that counts, or else of the prediction: where each is visible, and its box at a frame.
+    """
+    container = services()
+    videos = _task_tracks(container, query.project, query.task, tuple(container.reviews.store.state(query.project)))
+    return {
+        "project": query.project,
+        "task": query.task,
+        "videos": [
+            {
+                "name": video.name,
+                "file": video.file,
+                "annotation": video.annotation_id or None,
+                "author": video.author,
+                "frames_count": video.frames_count,
+                "frame_rate": video.frame_rate,
+                "width": video.size[0] if video.size else None,
+                "height": video.size[1] if video.size else None,
+                "key": video.key,
+                "tracks": [_track(row, query.frame) for row in video.rows],
+            }
+            for video in videos
+        ],
+    }
+
+
+@cached(
+    TTLCache(_TASKS_READ, TRACKS_S),
+    key=lambda container, *arguments: (container.jobs, *arguments),
+    condition=Condition(),
+)
+def _task_tracks(container: WebContainer, project: int, task: int, _state: tuple[Any, ...]) -> list[VideoTracks]:
+    """Return the tracks of a task, cached until somebody repairs something: a page steps through its frames."""
+    return container.reviews.tracks(project, task)
+
+
+def _track(row: TrackRow, frame: int | None) -> responses.TimelineTrack:
+    names = ("number", "region", "label", "score", "frames", "area", "digest")
+    box = row.box(frame) if frame else None
+    facts: Any = {name: getattr(row, name) for name in names}
+    facts |= {"spans": [list(span) for span in row.spans]}
+    facts |= {"box": dict(zip(("x", "y", "width", "height"), box, strict=True)) if box else None}
+    return facts  # type: ignore[no-any-return]
+
+
+@route(
+    "GET",
+    "/frame",
+    "Review",
+    *(200, 304),
+    starts_job=True,
+    errors=(409, 422),
+    media=("image/jpeg",),
+    headers=("If-None-Match",),
+)
+def frame(query: requests.ShowFrame) -> Response:
+    """Get a frame of a task's video.
+
+    A JPEG image of 960 pixels at most. Frames are rendered when one of them is first asked for, which takes about a
+    second; if that takes longer, 503 is returned: ask again. They are kept for a day.
+    """
+    container = services()
+    first = query.frame - (query.frame - 1) % FRAMES_AT_ONCE
+    place = (query.project, query.task, query.key, first)
+    try:
+        archive = _frames(container, *place)
+    except Unknown:
+        ended, _ = container.queue.wait_for_result(container.queue.request_frames(*place), CLIP_WAIT_S)
+        if not ended:
+            raise QueueUnavailable("The frame is still being rendered.", "Ask again in a few seconds.") from None
+        archive = _frames(container, *place)
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as frames:
+            image = frames.read(f"{query.frame}.jpg")
+    except KeyError:
+        raise Unknown("There is no such frame.", "Choose an earlier one; it may also be damaged.") from None
+    response = Response(image, content_type="image/jpeg")
+    response.headers["Cache-Control"] = f"private, max-age={FRAMES_S}"
+    response.add_etag()
+    response.make_conditional(request)
+    return response
+
+
+@cached(
+    LRUCache(_FRAMES_BYTES, getsizeof=len),
+    key=lambda container, *place: (container.jobs, *place),
+    condition=Condition(),
+)
+def _frames(container: WebContainer, project: int, task: int, key: str, first: int) -> bytes:
+    """Return an archive of frames, and have the next one rendered.
+
+    Raises:
+        Unknown: it has not been rendered.
+    """
+    found = container.artifacts.read(frames_name(project, task, key, first))
+    if found is None:
+        raise Unknown("There is no such frame.", "Ask again: it is rendered anew.")
+    container.queue.request_frames(project, task, key, first + FRAMES_AT_ONCE)
+    return found
+
+
+@route("POST", "/repairs/tracks", "Review", errors=(409,))
+def repair_tracks(body: requests.RepairTracks) -> responses.Repair:
+    """Repair tracks by hand.
+
+    All of them at once, or none, as the answer to a moment does: a prediction is replaced, of an annotation another
+    version is made. If a track has changed since it was read, or the repair changes nothing in it, 409 is returned.
+    """
+    answer = reviews.Answer(body.action, body.by or _user(), body.frame, label=body.label)
+    seen = {track.region: track.digest for track in body.tracks}
+    wanted = reviews.ManualRepair(body.task, body.annotation or 0, seen, answer)
+    return _decision(services().reviews.repair(body.project, wanted))
+
+
 @route("POST", "/repairs/undo", "Review", errors=(409,))
 def undo_repair(body: requests.UndoRepair) -> responses.Repair:
     """Undo a decision.
 
-    What the repair changed is put back, unless it was changed again; then 409 is returned. A dismissed or skipped
-    moment returns to the queue.
+    What the repair changed is put back, with all that was changed at once, unless it was changed again; then 409 is
+    returned. A dismissed or skipped moment returns to the queue.
     """
     return _decision(services().reviews.undo(body.project, body.repair, body.by or _user()))
 
 
 @route("GET", "/repairs", "Review")
 def repairs(query: requests.ListRepairs) -> responses.Repairs:
-    """List decisions about moments. Newest first: who decided what, and whether it was undone."""
-    rows = services().reviews.store.history(query.project, query.limit)
+    """List decisions about moments and tracks. Newest first: who decided what, and whether it was undone."""
+    rows = services().reviews.store.history(query.project, query.limit, query.task)
     return {"project": query.project, "repairs": [_decision(row) for row in rows]}
 
 
@@ -660,7 +785,9 @@ def _decision(row: Mapping[str, Any]) -> responses.Repair:
         "id": row["id"],
         "project": row["project_id"],
         "task": row["task_id"],
-        "moment": row["moment_id"],
+        "tasks": row["tasks"],
+        "moment": row["moment_id"] or None,
+        "count": row["count"],
         "action": row["action"],
         "description": row["description"],
         "by": row["by"],

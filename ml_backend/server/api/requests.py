@@ -73,6 +73,7 @@ FrameNumber = Annotated[int, Field(ge=1, lt=1 << 31, description="A frame, as La
 #: Name of a person in records.
 PersonName = Annotated[str, Field(min_length=1, max_length=100, description="Who; by default the user of Basic auth.")]
 ReviewAction = Literal["accept", "split", "join", "swap", "relabel", "end", "delete", "dismiss", "skip"]
+ManualAction = Literal["split", "join", "swap", "relabel", "end", "delete"]
 ExportFormat = Literal["annotations", FormatName]
 
 
@@ -260,9 +261,51 @@ class AnswerMoment(OfProject):
     by: PersonName | None = None
 
 
-class ListRepairs(OfProject):
-    """Selects decisions about moments."""
+class ShowTracks(OfProject):
+    """Selects the tracks of a task."""
 
+    task: TaskId
+    frame: Annotated[FrameNumber | None, Field(description="Also the tracks' boxes at this frame.")] = None
+
+
+class ShowFrame(OfProject):
+    """Selects a frame of a task's video."""
+
+    task: TaskId
+    key: Annotated[
+        str, Field(pattern="^[0-9a-f]{16}$", description="Of the video, as its tracks name it.", examples=["0" * 16])
+    ]
+    frame: FrameNumber
+
+
+class SeenTrack(RequestModel):
+    """A track as it was read."""
+
+    region: Annotated[str, Field(min_length=1, max_length=255, description="Id of the region.")]
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{16}$", description="Of the track, as it was read.")]
+
+
+class RepairTracks(OfProject):
+    """A repair of tracks by hand."""
+
+    task: TaskId
+    annotation: Annotated[
+        int | None, Field(ge=1, lt=1 << 31, description="That the tracks are of; null: of a prediction."), _Whole
+    ] = None
+    tracks: Annotated[list[SeenTrack], Field(min_length=1, max_length=500, description="join and swap take two.")]
+    action: Annotated[
+        ManualAction,
+        Field(description="split, swap (from a frame on) and end need a frame, relabel a label; join, delete."),
+    ]
+    frame: FrameNumber | None = None
+    label: Annotated[LabelName | None, Field(description="Of relabel.")] = None
+    by: PersonName | None = None
+
+
+class ListRepairs(OfProject):
+    """Selects decisions about moments and tracks."""
+
+    task: TaskId | None = None
     limit: Annotated[int, Field(ge=1, le=500, description="Maximum number of results.")] = 20
 
 

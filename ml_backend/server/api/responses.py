@@ -382,13 +382,63 @@ class ReviewQueue(Answer):
     pending: Annotated[int, Field(description="Number of tasks that are still to be looked at.")]
 
 
+class BoxAt(Answer):
+    """A box at a frame, in percent of the picture."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+class TimelineTrack(Answer):
+    """A track of a video."""
+
+    number: Annotated[int, Field(description="From 1, by first frame.")]
+    region: Annotated[str, Field(description="Id of the region.")]
+    label: Annotated[str, Field(description="Empty without one.")]
+    score: Annotated[float | None, Field(description="0 to 1; null: none is known.")]
+    spans: Annotated[
+        list[list[int]], Field(description="First and last frame of each stretch on which it is visible, from 1.")
+    ]
+    frames: Annotated[int, Field(description="Number of frames on which it is visible.")]
+    area: Annotated[float, Field(description="Mean share of the picture that its box covers, 0 to 1.")]
+    digest: Annotated[str, Field(description="Changes with the track; a repair names it.")]
+    box: Annotated[BoxAt | None, Field(description="At the frame that was asked for; null if it is not visible there.")]
+
+
+class VideoTracks(Answer):
+    """The tracks of one video of a task."""
+
+    name: Annotated[str, Field(description="Of the video's control in the label config.")]
+    file: str
+    annotation: Annotated[int | None, Field(description="That the tracks are of; null: of a prediction.")]
+    author: Annotated[str, Field(description="The annotator, or the model version of the prediction.")]
+    frames_count: Annotated[int, Field(description="Frames of Label Studio's timeline.")]
+    frame_rate: float
+    width: Annotated[int | None, Field(description="Of the picture in pixels; null: the task does not state it.")]
+    height: int | None
+    key: Annotated[str, Field(description="Of its frames, for `/api/frame`.")]
+    tracks: list[TimelineTrack]
+
+
+class TaskTracks(Answer):
+    """The tracks of a task."""
+
+    project: int
+    task: int
+    videos: Annotated[list[VideoTracks], Field(description="Empty if the task has no annotation and no prediction.")]
+
+
 class Repair(Answer):
-    """A decision about a moment."""
+    """A decision about a moment, or about tracks by hand."""
 
     id: int
     project: int
-    task: int
-    moment: str
+    task: Annotated[int, Field(description="The first one, of several.")]
+    tasks: Annotated[list[int], Field(description="All tasks that were changed at once.")]
+    moment: Annotated[str | None, Field(description="null: made by hand.")]
+    count: Annotated[int, Field(description="Number of repairs that were made at once, and are undone at once.")]
     action: str
     description: Annotated[str, Field(description="What was changed; empty if nothing was.")]
     by: str
@@ -399,7 +449,7 @@ class Repair(Answer):
 
 
 class Repairs(Answer):
-    """Decisions about moments, newest first."""
+    """Decisions about moments and tracks, newest first."""
 
     project: int
     repairs: list[Repair]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from flask import request
+from pydantic import Field, model_validator
 
 from ml_backend.server.api import handlers, requests, responses, uploads
 from ml_backend.server.api.routing import validation_errors
@@ -28,6 +29,25 @@ class _DeleteFile(requests.OfProject):
     """Names a file."""
 
     file: requests.FileName
+
+
+class _RepairTracks(requests.RepairTracks):
+    """A track is its digest and its region in one field, a relabelling one button with its label."""
+
+    tracks: Annotated[list[requests.SeenTrack], Field(max_length=500)] = []  # noqa: RUF012 -- Pydantic copies it
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        action, _, label = str(fields.get("action", "")).partition(":")
+        tracks = [{"digest": text[:16], "region": text[16:]} for text in fields.get("tracks", ())]
+        return {**fields, "action": action, "tracks": tracks} | ({"label": label} if label else {})
+
+
+def _repair_tracks(body: _RepairTracks) -> responses.Repair:
+    if not body.tracks:
+        raise Invalid("No track is selected.", "Select tracks in the list.")
+    return handlers.repair_tracks(body)
 
 
 def _auto_label(body: _AutoLabel) -> responses.JobAnswer:
@@ -68,6 +88,7 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "delete_file": _delete_file,
     "cancel": _cancel,
     "repair": handlers.repair,
+    "repair_tracks": _repair_tracks,
     "undo_repair": handlers.undo_repair,
     "upload": uploads.upload_videos,
 }
@@ -100,6 +121,6 @@ def perform(name: str) -> dict[str, Any]:
 def _parse_form(model: type[requests.RequestModel]) -> Any:
     """Parse the form as a request body; empty fields are dropped."""
     fields = {name: [value for value in values if value] for name, values in request.form.lists()}
-    body = {name: values if name == "tasks" else values[-1] for name, values in fields.items() if values}
+    body = {name: values if name in ("tasks", "tracks") else values[-1] for name, values in fields.items() if values}
     with validation_errors("field", "Reload the page."):
         return model.model_validate(body, strict=False)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from threading import Condition
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from cachetools import TTLCache, cached
 from ml_backend.core.errors import BackendError, LabelStudioError
 from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.labeling.model_version import BASE
-from ml_backend.server.api import handlers, requests
+from ml_backend.server.api import handlers, requests, responses
 from ml_backend.server.api.routing import validation_errors
 from ml_backend.server.dashboard import charts
 from ml_backend.server.dashboard.notices import job_notices
@@ -57,6 +59,12 @@ STEP_OF = {
     "render_custom_video": "review",
     "export_project": "review",
 }
+#: Tracks of a timeline that are shown, and the parameters of its page.
+TRACKS = 300
+TIMELINE_VALUES = (
+    *("timeline", "video", "frame", "moment", "pick-label"),
+    *(f"{name}-{end}" for name in ("score", "frames", "area") for end in ("from", "to")),
+)
 LIVE = ("running", "cancelling", "queued", "waiting")
 
 
@@ -296,6 +304,80 @@ def _moments(state: PageState) -> Context:
     }
 
 
+def _timeline(state: PageState) -> Context:
+    context = _task_video(state)
+    video, project, container = context["video"], context["project"], services()
+    rows = video["tracks"] if video else []
+    chosen = _chosen_tracks(state, rows) | set(context["of_moment"]["regions"] if context["of_moment"] else ())
+    shown = [row for row in rows if row["region"] in chosen] if len(rows) > TRACKS and chosen else rows
+    decisions = requests.ListRepairs(project=project, task=context["task"], limit=DECISIONS)
+    return context | {
+        "rows": shown[:TRACKS],
+        "more": max(len(shown) - TRACKS, 0),
+        "picked": chosen,
+        "values": state.values,
+        "labels": _labels(container, project) if video else [],
+        "decisions": handlers.repairs(decisions)["repairs"],
+    }
+
+
+def _frame(state: PageState) -> Context:
+    return _task_video(state)
+
+
+def _task_video(state: PageState) -> Context:
+    """Return a task's video that is chosen, and the frame that is shown: the one asked for, or that of a moment."""
+    project, task = _project(state), state.number("timeline", 0)
+    if not task:
+        raise Unknown("No task is chosen.", "Choose a task.")
+    moment = services().reviews.store.get(project, state.values.get("moment", "")[:16])
+    frame = state.number("frame", moment["shown"] if moment else 1)
+    found = handlers.tracks(requests.ShowTracks(project=project, task=task, frame=frame))["videos"]
+    names = [video["name"] for video in found]
+    wanted = state.values.get("video", moment["video"] if moment else "")
+    video = found[names.index(wanted) if wanted in names else 0] if found else None
+    if video and frame > video["frames_count"]:
+        frame = max(video["frames_count"], 1)
+    labels = sorted({row["label"] for row in video["tracks"]}) if video else []
+    place = {"timeline": task, "video": video["name"] if video else None, "frame": frame}
+    return {
+        "project": project,
+        "task": task,
+        "names": names,
+        "video": video,
+        "frame": frame,
+        "of_moment": moment,
+        "place": place,
+        "track_labels": labels,
+        "colours": {label: number % 8 for number, label in enumerate(labels)},
+    }
+
+
+def _chosen_tracks(state: PageState, rows: Sequence[responses.TimelineTrack]) -> set[str]:
+    """Return the regions of the tracks that fulfil all conditions of the request; none without a condition."""
+    conditions: list[Callable[[responses.TimelineTrack], bool]] = []
+    if label := state.values.get("pick-label", ""):
+        conditions.append(lambda row: row["label"] == label[1:])  # which may be empty
+    for name, unit in (("score", 0.01), ("frames", 1.0), ("area", 0.01)):
+        low, high = (_decimal(state.values.get(f"{name}-{end}", "")) for end in ("from", "to"))
+        if low is not None or high is not None:
+            low, high = (-math.inf if low is None else low * unit), (math.inf if high is None else high * unit)
+            conditions.append(partial(_is_within, name=name, low=low, high=high))
+    return {row["region"] for row in rows if conditions and all(condition(row) for condition in conditions)}
+
+
+def _is_within(row: responses.TimelineTrack, name: str, low: float, high: float) -> bool:
+    value: float | None = row[name]  # type: ignore[literal-required]
+    return value is not None and low <= value <= high
+
+
+def _decimal(text: str) -> float | None:
+    try:
+        return float(text) if math.isfinite(float(text)) else None
+    except ValueError:
+        return None
+
+
 def _agreement(state: PageState) -> Context:
     model = state.values.get("model") == "1"
     query = requests.MeasureAgreement(project=_project(state), model=model, fresh=state.values.get("fresh") == "1")
@@ -379,4 +461,6 @@ PARTS: Mapping[str, PagePart] = {
     "files": PagePart(_files, ("files",)),
     "agreement": PagePart(_agreement, ("measure_agreement",), starts_job=True),
     "moments": PagePart(_moments, ("moments",), starts_job=True),
+    "timeline": PagePart(_timeline, ("moments",)),
+    "frame": PagePart(_frame, ("moments",)),
 }

@@ -21,7 +21,7 @@ from ml_backend.server.api import handlers
 from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.dashboard import forms, texts
 from ml_backend.server.dashboard.notices import add_dismissed, add_requested, set_dismissed, set_requested
-from ml_backend.server.dashboard.parts import PARTS, change_digests
+from ml_backend.server.dashboard.parts import PARTS, TIMELINE_VALUES, change_digests
 from ml_backend.server.dashboard.state import REVIEWER, STEPS, THEMES, PageState, read_state
 from ml_backend.server.dashboard.texts import LANGUAGES, named, translator
 from ml_backend.server.origin_checks import accepts_html, require_same_site
@@ -199,7 +199,7 @@ def _context(state: PageState) -> dict[str, Any]:
         page_part = PARTS[name]
         if state.project is None and page_part.needs_project:
             return Markup("")
-        kept = ("label", "exemplar", "a", "b", "kind", "task", "author", "model", f"page-{name}")
+        kept = ("label", "exemplar", "a", "b", "kind", "task", "author", "model", f"page-{name}", *TIMELINE_VALUES)
         query = {key: state.values[key] for key in kept if key in state.values} | values
         deferred = page_part.starts_job and state.cross_site
         events = [f"live-{item} from:body" for item in page_part.reload_on] + (["load"] if deferred else [])

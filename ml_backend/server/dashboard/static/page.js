@@ -122,10 +122,10 @@ document.addEventListener("click", (event) => {
 // -- review: each answer by one key, once per moment
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  if (event.target.closest("input, select, textarea, [contenteditable]")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.closest("input:not([type=checkbox]), select, textarea, [contenteditable], svg.map")) return;
   const button = [...document.querySelectorAll("[data-key]")].find((item) => item.dataset.key === event.key.toLowerCase());
-  if (!button || button.closest("[data-answered]")) return;
+  if (!button || button.closest("[data-answered]") || (event.repeat && !("step" in button.dataset))) return;
   event.preventDefault();
   button.click();
 });
@@ -146,6 +146,68 @@ document.addEventListener("error", ({ target }) => {
   if (tries < 5) setTimeout(() => target.load(), 2000);
   else target.nextElementSibling?.toggleAttribute("hidden", false);
 }, true);
+
+// -- timeline: step through the frames, ahead of what is shown; choose tracks in the list or the picture
+
+let wanted = 0; // the frame that is asked for; 0: none
+const frameShown = () => document.querySelector("[data-frame]");
+function showFrame(number) {
+  const { dataset } = frameShown();
+  const asked = wanted;
+  wanted = Math.min(Math.max(Math.round(number), 1), Number(dataset.frames));
+  if (!asked && wanted !== Number(dataset.frame)) askFor(wanted);
+  else if (!asked) wanted = 0;
+}
+function askFor(number) {
+  document.getElementById("go-frame").value = number;
+  document.getElementById("go").requestSubmit();
+}
+function settle() {
+  const shown = frameShown();
+  if (!shown) return;
+  const { frame, frames } = shown.dataset;
+  const at = `${(100 * (frame - 0.5)) / frames}%`;
+  for (const line of document.querySelectorAll("line.now")) for (const name of ["x1", "x2"]) line.setAttribute(name, at);
+  const chosen = new Set([...document.querySelectorAll("[name=tracks]:checked")].map((box) => box.dataset.track));
+  for (const box of shown.querySelectorAll("g")) box.classList.toggle("chosen", chosen.has(box.dataset.track));
+  const count = document.getElementById("chosen-tracks");
+  if (count) count.textContent = chosen.size;
+}
+document.addEventListener("htmx:afterSettle", ({ target }) => { // a form that was swapped in sends by htmx from now on
+  settle();
+  if (target.id !== "part-frame") return;
+  const shown = Number(frameShown()?.dataset.frame ?? 0);
+  const image = document.querySelector("[data-frame-image]");
+  for (const ahead of [1, -1, 2, 3]) if (image) new Image().src = image.src.replace(/frame=\d+/, `frame=${Math.max(shown + ahead, 1)}`);
+  if (wanted && wanted !== shown) askFor(wanted);
+  else wanted = 0;
+});
+document.addEventListener("htmx:afterRequest", ({ target, detail }) => {
+  if (target.id === "part-frame" && !detail.successful) wanted = 0;
+});
+document.addEventListener("change", settle);
+document.addEventListener("click", (event) => {
+  const step = event.target.closest("[data-step]");
+  const track = event.target.closest("g[data-track]");
+  const life = event.target.closest("svg.life");
+  if (step) {
+    event.preventDefault();
+    showFrame((wanted || Number(frameShown().dataset.frame)) + Number(step.dataset.step));
+  } else if (track) {
+    document.getElementById(`track-${track.dataset.track}`)?.click();
+  } else if (life) {
+    const { left, width } = life.getBoundingClientRect();
+    showFrame(((event.clientX - left) / width) * frameShown().dataset.frames + 0.5);
+  }
+});
+document.addEventListener("error", ({ target }) => {
+  if (!target.matches?.("[data-frame-image]")) return;
+  const tries = Number(target.dataset.tries ?? 0);
+  target.dataset.tries = tries + 1;
+  if (tries < 5) setTimeout(() => { target.src = target.src; }, 2000); // it is being rendered
+  else target.parentElement.querySelector("[hidden]")?.toggleAttribute("hidden", false);
+}, true);
+settle();
 
 // -- the map: one stop of the Tab key, arrow keys within
 
@@ -173,7 +235,7 @@ const partOf = (item) => item?.closest?.(".part");
 function busy(part) {
   return (
     "dirty" in part.dataset ||
-    (part.contains(document.activeElement) && document.activeElement.matches("input, select, textarea")) ||
+    (part.contains(document.activeElement) && document.activeElement.matches("input:not([type=checkbox]), select, textarea")) ||
     [...part.querySelectorAll("video:not([data-clip])")].some((video) => !video.paused && !video.ended)
   );
 }

@@ -1,0 +1,44 @@
+"""Archives of small JPEG frames, by which a page steps through a video."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ml_backend.core.boxes import scaled_size
+from ml_backend.label_studio.timeline import Timeline
+from ml_backend.video.probe import probe
+from ml_backend.video.reader import read_frames
+
+#: Longest side of a frame in pixels, and JPEG quality: about 60 kB.
+SIDE, QUALITY = 960, 80
+
+
+def frames_archive(path: Path, timeline: Timeline, first: int, last: int) -> bytes:
+    """Return a ZIP archive with ``<frame>.jpg`` for each frame of Label Studio's timeline that can be decoded.
+
+    Args:
+        first, last: 1-based, within the timeline.
+
+    Raises:
+        VideoError: none of the frames can be decoded.
+    """
+    info, wanted = probe(path), np.arange(first, last + 1)
+    shown_at: dict[int, list[int]] = {}
+    for frame, index in zip(wanted.tolist(), timeline.decoded_index(wanted).tolist(), strict=True):
+        shown_at.setdefault(index, []).append(frame)
+    size = scaled_size(info.width, info.height, min(1.0, SIDE / max(info.width, info.height)))
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:  # stored: JPEG files cannot be compressed further
+        for image in read_frames(path, info, start=min(shown_at), size=size, lazy=True):
+            if image.index in shown_at:
+                _, jpeg = cv2.imencode(".jpg", image.image, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))
+                for frame in shown_at[image.index]:
+                    archive.writestr(f"{frame}.jpg", jpeg.tobytes())
+            if image.index >= max(shown_at):
+                break
+    return file.getvalue()
