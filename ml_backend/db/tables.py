@@ -252,7 +252,11 @@ moments = sa.Table(
     sa.Column("repair", sa.JSON, nullable=False),
     sa.Column("regions", sa.JSON, nullable=False),  # digest by id of the regions concerned
     sa.Column("clip", sa.String(64), nullable=False),  # SHA-256 of the rendered clip; empty: none yet
+    # Digest of its kind, labels and proposed action: those that have the same are alike.
+    sa.Column("signature", sa.String(16), nullable=False, server_default=sa.text("''")),
+    sa.Column("embedding", sa.LargeBinary),  # of its first track, if it has one; see MomentStore.similar
     sa.Index("moments_by_gain", "project_id", "gain"),
+    sa.Index("moments_alike", "project_id", "signature"),
 )
 
 # What people decided about moments and tracks: repairs, with the regions before and after, and dismissals.
@@ -265,6 +269,8 @@ repairs = sa.Table(
     # First repair of those made at once, which are undone at once; 0: it was made alone.
     sa.Column("batch", sa.Integer, nullable=False, index=True, server_default=sa.text("0")),
     sa.Column("moment_id", sa.String(16), nullable=False, index=True),  # empty: made by hand
+    sa.Column("signature", sa.String(16), nullable=False, server_default=sa.text("''")),  # and the moment's other facts
+    sa.Column("embedding", sa.LargeBinary),
     sa.Column("action", sa.String(16), nullable=False),
     sa.Column("description", sa.Text, nullable=False),
     sa.Column("by", sa.String(255), nullable=False),

@@ -21,7 +21,7 @@ from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.labeling.few_shot.pattern_store import video_key
 from ml_backend.review.moment_store import MomentStore, Row
-from ml_backend.review.repair_json import FRAMES_AT_ONCE, clip_name, digest, frames_key, frames_name
+from ml_backend.review.repair_json import FRAMES_AT_ONCE, MODEL_BYTES, clip_name, digest, frames_key, frames_name
 
 if TYPE_CHECKING:
     from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo
@@ -98,9 +98,11 @@ def _reader(container: Container, project_id: int, task: dict[str, Any], config:
 
 def _moments(container: Container, project_id: int, video: TaskVideo, embedder: ResolvedModel | None) -> Iterator[Row]:
     """Yield the moments of a video as rows of the store."""
+    from ml_backend.embeddings.crop_embeddings import to_half
     from ml_backend.review.moments import find_moments
     from ml_backend.review.reading import open_for_review
     from ml_backend.review.region_repairs import region_digest, repair_to_json
+    from ml_backend.review.video import Evidence
 
     key = video_key(canonical_uri(video.uri, container.settings.label_studio_url))
     crops = container.projects.patterns.crop_embeddings(key).get(embedder.model_id) if embedder else []
@@ -108,12 +110,17 @@ def _moments(container: Container, project_id: int, video: TaskVideo, embedder: 
     regions = {str(region.get("id", "")): region for region in video.regions}
     with open_for_review(video, None, stored=crops, logged=logged) as task:
         labels = {track.track_id: track.label for track in task.video.tracks}
+        views = Evidence(task.video).views if crops else {}
         for moment in find_moments(task.video):
             ids = [task.region_ids[track] for track in moment.tracks]
             digests = {name: region_digest(dict(regions[name])) for name in ids}
             sequences = [regions[name]["value"]["sequence"] for name in ids]
             repair = repair_to_json(moment.repair, task.region_ids, task.video, video.control)
             label = (labels[moment.tracks[0]] if moment.tracks else repair["label"]) or ""
+            embedding = None
+            if embedder and moment.tracks and (view := views.get(moment.tracks[0])):
+                model = bytes.fromhex(digest(embedder.model_id))[:MODEL_BYTES]
+                embedding = model + to_half(view.looks.vectors.mean(axis=0))
             same = [video.task_id, moment.kind, moment.first, moment.last, sequences]
             yield {
                 "id": digest(*same, label if moment.kind == "label" else ""),
@@ -130,6 +137,13 @@ def _moments(container: Container, project_id: int, video: TaskVideo, embedder: 
                 "gain": moment.gain,
                 "reason": moment.reason,
                 "repair": repair,
+                "signature": digest(
+                    moment.kind,
+                    sorted(labels[track] or "" for track in moment.tracks),
+                    repair["do"],
+                    repair.get("label"),
+                ),
+                "embedding": embedding,
                 "regions": digests,
             }
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import moments, repairs
-from ml_backend.review.repair_json import DISMISS, SKIP
+from ml_backend.review.repair_json import ACCEPT, DISMISS, MODEL_BYTES, SKIP
 
 #: Most moments of a task that are kept, those with the largest gain.
 MAX_PER_TASK = 50
@@ -97,6 +97,29 @@ class MomentStore:
             rows = connection.execute(query.order_by(*order).limit(limit).offset(offset)).mappings()
             total = connection.scalar(_open(sa.select(sa.func.count(moments.c.id)), project_id, filters))
             return [dict(row) for row in rows], int(total or 0)
+
+    def similar(self, decision: Row, limit: int) -> tuple[list[Row], int]:
+        """Return undecided moments like an accepted one, the largest gain first; and the number of all.
+
+        They have the same kind, labels and proposed action. One whose track looks more like that of a dismissed moment
+        than of any accepted one is left out.
+        """
+        if not decision["signature"]:
+            return [], 0
+        project_id, alike = decision["project_id"], {"signature": decision["signature"]}
+        query = _open(sa.select(moments), project_id, alike).order_by(moments.c.gain.desc(), moments.c.id)
+        decided = sa.select(repairs.c.action, repairs.c.embedding).where(
+            repairs.c.project_id == project_id,
+            repairs.c.signature == decision["signature"],
+            repairs.c.action.in_((ACCEPT, DISMISS)),
+            repairs.c.undone_at.is_(None),
+            repairs.c.embedding.is_not(None),
+        )
+        with self._storage.read() as connection:
+            rows: list[Row] = [dict(row) for row in connection.execute(query).mappings()]
+            known = [(row.action, row.embedding) for row in connection.execute(decided)]
+        found = [row for row in rows if not _looks_dismissed(row["embedding"], known)]
+        return found[:limit], len(found)
 
     def values(self, project_id: int) -> dict[str, list[tuple[Any, int]]]:
         """Return by column of :data:`FILTERS` the values of undecided moments and how often each occurs."""
@@ -230,6 +253,21 @@ class MomentStore:
                 }
                 for row in connection.execute(query).mappings()
             ]
+
+
+def _looks_dismissed(embedding: bytes | None, decided: Sequence[tuple[str, bytes]]) -> bool:
+    """Return whether the most similar one of some decided moments was dismissed."""
+    comparable = [
+        (action, other)
+        for action, other in decided
+        if embedding and len(other) == len(embedding) and other[:MODEL_BYTES] == embedding[:MODEL_BYTES]
+    ]
+    if not embedding or all(action == ACCEPT for action, _ in comparable):
+        return False
+    from ml_backend.embeddings.crop_embeddings import from_half  # numpy, left to who compares
+
+    vectors = from_half([blob[MODEL_BYTES:] for blob in (embedding, *(other for _, other in comparable))])
+    return comparable[int((vectors[1:] @ vectors[0]).argmax())][0] == DISMISS
 
 
 def _decision(moment_id: Any) -> sa.ColumnElement[bool]:

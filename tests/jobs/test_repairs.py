@@ -470,3 +470,35 @@ def test_frames_over_http(here: Site, project: int, room: Room, work: Work) -> N
     assert not here.services.artifacts.exists(frames_name(project, task, key, 129))
     elsewhere = f"/api/frame?project={project}&task={task}&key={'0' * 16}&frame=1"
     assert room.client.get(elsewhere, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+
+
+# -- more like this
+
+
+def test_moments_like_an_accepted_one(here: Site, project: int, room: Room, work: Work) -> None:
+    tasks = [predicted(here, project, JUMPS, SOUND) for _ in range(4)]
+    other = predicted(here, project, {**TOO, "value": {**TOO["value"], "labels": ["car"]}})
+    look(here, work, project, *tasks, other)
+    moments = {moment["task"]: moment for moment in queue(room, project)}
+    done = answer(room, project, moments[tasks[0]], "accept")
+    address = f"/api/review/similar?project={project}&repair={done['id']}"
+    told = room.get(address)
+    assert (told["total"], {item["task"] for item in told["moments"]}) == (3, set(tasks[1:])), "not that of a car"
+    submit(here, tasks[3], [SOUND])
+    body = {"project": project, "repair": done["id"], "by": "anna"}
+    got = room.post("/api/repairs/similar", body)
+    assert (got["repair"]["count"], got["repair"]["tasks"]) == (2, tasks[1:3])
+    ((left_out, reason),) = [(item["moment"], item["reason"]) for item in got["left_out"]]
+    assert left_out == moments[tasks[3]]["id"]
+    assert "was annotated" in reason
+    assert [len(regions(here, task)) for task in tasks] == [3, 3, 3, 2]
+    newest, first = room.get(f"/api/repairs?project={project}")["repairs"]
+    assert (newest["count"], first["id"], first["count"]) == (2, done["id"], 1)
+    room.post("/api/repairs/similar", body, 409)
+    assert undo(room, project, newest)["undone_by"] == "ben"
+    assert [len(regions(here, task)) for task in tasks] == [3, 2, 2, 2]
+    undo(room, project, done)
+    room.get(address, 409)
+    room.get(f"/api/review/similar?project={project}&repair=999", 404)
+    dismissed = answer(room, project, moments[other], "dismiss")
+    room.get(f"/api/review/similar?project={project}&repair={dismissed['id']}", 409)

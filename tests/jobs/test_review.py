@@ -12,6 +12,7 @@ from ml_backend.core.artifacts import Artifacts
 from ml_backend.core.errors import Conflict
 from ml_backend.core.types import Detections, FrameFeatures
 from ml_backend.db.storage import Storage
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.detections import detections_kept, logged_detections
 from ml_backend.jobs.review import render_moment
@@ -20,6 +21,7 @@ from ml_backend.label_studio.media import canonical_uri
 from ml_backend.labeling.few_shot.pattern_store import video_key
 from ml_backend.review.moment_store import MAX_PER_TASK, MomentStore
 from ml_backend.review.repair_json import clip_name
+from ml_backend.server.container import WebContainer
 from ml_backend.video.probe import probe
 from tests.builders import label_config
 from tests.jobs.conftest import Site
@@ -182,3 +184,39 @@ def test_without_the_video_boxes_alone_are_checked(here: Site, work: Work) -> No
     task = predicted(here, project, JUMPS, video="/data/local-files/?d=videos/gone.mp4")
     look(here, work, project, task)
     assert [moment["kind"] for moment in found(here, project)] == ["jump"]
+
+
+def test_what_looks_like_a_dismissed_moment_is_not_offered(site: Make, work: Work) -> None:
+    here = site(mode="yolo_dinov2")
+    project = here.project(CONFIG)
+    container = WebContainer(here.settings)
+    model = container.projects.models(project).classifier.embedder
+    assert model is not None
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(2, 16))
+    tasks = []
+    for number, look_of in enumerate([0, 0, 1, 1, 0]):  # of the object that jumps
+        video = here.clip(f"{number}.mp4", frames=100, size=(320, 240))
+        tasks.append(predicted(here, project, JUMPS, video=video))
+        vector = kinds[look_of] + rng.normal(scale=0.1, size=16)
+        box = (6.5, 48.0, 38.5, 120.0)  # at frame 6
+        crop = CropEmbedding(5, box, (vector / np.linalg.norm(vector)).astype(np.float32), b"")
+        key = video_key(canonical_uri(video, here.settings.label_studio_url))
+        container.projects.patterns.crop_embeddings(key).add(model.model_id, [crop])
+    look(here, work, project, *tasks)
+    moments = {moment["task_id"]: moment for moment in found(here, project)}
+    assert all(moment["embedding"] for moment in moments.values())
+    facts = {"project_id": project, "description": "", "by": "anna"}
+    numbers = store(here).add(
+        [
+            {**facts, **{name: moments[task][name] for name in ("task_id", "signature", "embedding")}, "action": action}
+            | {"moment_id": moments[task]["id"]}
+            for task, action in ((tasks[0], "accept"), (tasks[2], "dismiss"))
+        ]
+    )
+    accepted = store(here).decision(project, numbers[0])
+    assert accepted is not None
+    rows, total = store(here).similar(accepted, 10)
+    assert ({row["task_id"] for row in rows}, total) == ({tasks[1], tasks[4]}, 2)
+    store(here).undo(numbers[1:], "anna")
+    assert store(here).similar(accepted, 1)[1] == 4, "that of the undone dismissal, too"

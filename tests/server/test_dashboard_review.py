@@ -224,3 +224,25 @@ def test_tracks_are_repaired_without_scripts(room: Room, beside: Outside) -> Non
     assert stale.status_code == 409
     assert "Task 1 has another track b since it was read" in stale.get_data(as_text=True)
     assert 'data-frame="30"' in stale.get_data(as_text=True), "the same page"
+
+
+def test_moments_like_the_one_that_was_accepted_last_are_offered(room: Room) -> None:
+    alike = {"signature": "a" * 16, "embedding": None}
+    fill(room, *(moment(number, **alike) for number in (1, 2)), moment(3, signature="b" * 16, embedding=None))
+    fill(room, moment(4, label=SCRIPT, **alike), task=2)
+    assert 'id="accept-similar"' not in page(room, STEP), "nothing was accepted"
+    facts = {"project_id": 7, "task_id": 3, "moment_id": "0" * 16, "description": "", "by": "anna", **alike}
+    room.services.reviews.store.add([{**facts, "action": "accept"}])
+    text = page(room, STEP)
+    assert "3 more like this" in text
+    keys = re.findall(r'data-key="(\w)"', text)
+    assert len(keys) == len(set(keys))
+    assert "m" in keys
+    offered = text.split('<details id="alike">')[1].split("</details>")[0]
+    assert re.findall(r"moment=(\w{16})", offered) == [moment(number)["id"] for number in (1, 2, 4)]
+    data = {"project": "7", "repair": "1"}
+    answer = room.client.post("/ui/do/accept_similar?project=7&step=repair", data=data, headers=BROWSER)
+    assert answer.status_code == 409, "their tasks are not in Label Studio"
+    assert "was deleted" in answer.get_data(as_text=True)
+    room.services.reviews.store.add([{**facts, "moment_id": moment(3)["id"], "action": "dismiss"}])
+    assert 'id="accept-similar"' not in page(room, STEP), "something else was decided since"

@@ -29,6 +29,7 @@ TOO = region("too", [(1, 70.0, True), (40, 60.0, True), (41, 10.0, True), (100, 
 @dataclass(frozen=True, slots=True)
 class Site:
     stack: Stack
+    queue: JobQueue
     project: int
     task: int
 
@@ -61,7 +62,7 @@ def site(motion_stack: Stack, tmp_path: Path) -> Site:
     for item in moments:  # a worker that has just started takes its time
         clip = f"{address}/{item['id']}/clip?project={project}"
         wait_for(partial(_is_there, clip), what="the clip")
-    return Site(motion_stack, project, task)
+    return Site(motion_stack, queue, project, task)
 
 
 def _is_there(address: str) -> bool:
@@ -201,3 +202,29 @@ def test_nothing_serious_stands_in_the_way_of_tracks(chromium: Any, site: Site, 
     assert faults(page) == []
     page.screenshot(path=str(tmp_path / f"timeline-narrow-{lang}.png"), full_page=True)
     context.close()
+
+
+# -- more like this
+
+
+def test_moments_like_an_accepted_one_by_one_key(page: Any, site: Site) -> None:
+    client = site.stack.client()
+    data = client.get_task(site.task).data
+    others = [client.create_task(site.project, data) for _ in range(2)]
+    for task in others:
+        made = {"result": [JUMPS, TOO], "score": 0.9, "model_version": "yolo.track.yolo.base"}
+        client.create_prediction(task, made)
+    site.queue.request_review(site.project, others)
+    wait_for(lambda: not site.queue.storage.pending("review", site.project), what="the search for faults")
+    page.goto(f"{site.url}&task={site.task}&label=person")
+    moment(page)
+    page.keyboard.press("a")
+    page.get_by_role("heading", name="2 more like this").wait_for()
+    assert faults(page) == []
+    page.keyboard.press("m")
+    page.locator(".decisions li", has_text="2 repairs").wait_for()
+    assert [len(client.list_predictions(task)[-1].result) for task in others] == [3, 3]
+    page.keyboard.press("u")
+    page.locator(".decisions li", has_text="undone").wait_for()
+    assert [len(client.list_predictions(task)[-1].result) for task in others] == [2, 2]
+    assert len(site.regions()) == 3

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ml_backend.core.errors import Conflict, RequestError
+from ml_backend.core.errors import ConfigError, Conflict, RequestError
 from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE
-from ml_backend.review.repair_json import DISMISS, SKIP, RepairJson, describe_json, digest, frames_key
+from ml_backend.review.repair_json import ACCEPT, DISMISS, SKIP, RepairJson, describe_json, digest, frames_key
 
 if TYPE_CHECKING:
     from ml_backend.datasets.selection import Submission
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Moments that are accepted at once: each task takes Label Studio some tenths of a second.
+MAX_SIMILAR = 50
 _HINT = "Reload the page: the task is looked at again."
 
 
@@ -114,16 +116,17 @@ class Reviews:
             LabelStudioError: Label Studio refuses the change, or does not answer.
         """
         row = self._moment(project_id, moment_id)
-        task_id, facts = row["task_id"], {"moment_id": moment_id, "action": answer.action, "by": answer.by}
+        task_id, facts = row["task_id"], _moment_facts(row, answer)
         with self._lock(task_id):
             self._check_undecided(moment_id)
             if answer.action in (DISMISS, SKIP):
                 fixed = {"project_id": project_id, "task_id": task_id, "description": ""}
-                return self._stored(project_id, [{**fixed, **facts}])
+                return self._found(project_id, self.store.add([{**fixed, **facts}])[0])
             repair = self._repair(row, answer)
             task = self._task(project_id, task_id)
             submission = self._submission(task, row)
-            decision = self._carry_out(project_id, task, submission, [repair], facts)
+            (number,) = self._carry_out(project_id, task, submission, [(repair, facts)])
+            decision = self._found(project_id, number)
         self._container.queue.request_review(project_id, [task_id])
         return decision
 
@@ -157,7 +160,8 @@ class Reviews:
             units = [tracks] if pair else [{name: tracks[name]} for name in tracks]
             repairs = [self._repair({**row, "regions": unit}, answer) for unit in units]
             facts = {"moment_id": "", "action": answer.action, "by": answer.by}
-            decision = self._carry_out(project_id, task, submission, repairs, facts)
+            numbers = self._carry_out(project_id, task, submission, [(repair, facts) for repair in repairs])
+            decision = self._found(project_id, numbers[0])
         self._container.queue.request_review(project_id, [wanted.task_id])
         return decision
 
@@ -208,9 +212,7 @@ class Reviews:
             Conflict: it was undone before, or what it changed has been changed again. Other tasks' are undone.
             LabelStudioError: Label Studio refuses the change, or does not answer.
         """
-        decision = self.store.decision(project_id, repair_id)
-        if decision is None:
-            raise NotFound("There is no such repair.", "Reload the page.")
+        decision = self._found(project_id, repair_id)
         batch = self.store.batch(decision)
         if not batch:
             raise Conflict(f"{decision['undone_by']} has undone this already.", "Reload the page.")
@@ -230,34 +232,100 @@ class Reviews:
         self._container.queue.request_review(project_id, tasks)
         if conflict:
             raise conflict
-        return self.store.decision(project_id, repair_id) or decision
+        return self._found(project_id, repair_id)
+
+    def similar(self, project_id: int, repair_id: int, limit: int) -> tuple[list[Row], int]:
+        """Return undecided moments like one that was accepted, and the number of all; see :meth:`MomentStore.similar`.
+
+        Raises:
+            NotFound: there is no such decision.
+            Conflict: it is no accepted moment, or was undone.
+        """
+        decision = self._found(project_id, repair_id)
+        if decision["action"] != ACCEPT or decision["undone_at"]:
+            raise Conflict("That is no accepted moment, or it was undone.", "Accept a moment first.")
+        return self.store.similar(decision, limit)
+
+    def accept_similar(self, project_id: int, repair_id: int, by: str) -> tuple[Row, list[tuple[str, str]]]:
+        """Accept the moments like one that was accepted, :data:`MAX_SIMILAR` at most.
+
+        Returns:
+            The first decision, with which the others are undone; ids of moments that were left out, each with a reason.
+
+        Raises:
+            NotFound: there is no such decision.
+            Conflict: there are no similar moments, or none can be accepted.
+            LabelStudioError: Label Studio refuses a change, or does not answer; those before are kept.
+        """
+        rows, _ = self.similar(project_id, repair_id, MAX_SIMILAR)
+        first, left_out = 0, []
+        for task_id in dict.fromkeys(row["task_id"] for row in rows):
+            wanted = [row for row in rows if row["task_id"] == task_id]
+            with self._lock(task_id):
+                try:
+                    task = self._task(project_id, task_id)
+                except NotFound as error:
+                    left_out += [(row["id"], str(error)) for row in wanted]
+                    continue
+                repairs, touched = [], set[str]()
+                submission: Submission | None = None
+                for row in wanted:
+                    try:
+                        self._check_undecided(row["id"])
+                        submission = self._submission(task, row)
+                        if touched & set(row["regions"]):
+                            self._changed(row, "had the track repaired")
+                    except Conflict as error:
+                        left_out.append((row["id"], str(error)))
+                        continue
+                    touched |= set(row["regions"])
+                    repairs.append((dict(row["repair"]), _moment_facts(row, Answer(ACCEPT, by))))
+                if submission is None or not repairs:
+                    continue
+                try:
+                    numbers = self._carry_out(project_id, task, submission, repairs, first)
+                except (Conflict, ConfigError) as error:  # such as a rotated region
+                    left_out += [(str(facts["moment_id"]), str(error)) for _, facts in repairs]
+                    continue
+                first = first or numbers[0]
+            self._container.queue.request_review(project_id, [task_id])
+        if not first:
+            raise Conflict(left_out[0][1] if left_out else "No moment is like that one any more.", _HINT)
+        return self._found(project_id, first), left_out
 
     def _carry_out(
         self,
         project_id: int,
         task: RawTask,
         submission: Submission,
-        repairs: Sequence[RepairJson],
-        facts: Mapping[str, Any],
-    ) -> Row:
-        """Write a task's repaired result, and store what was done; return the first decision."""
+        repairs: Sequence[tuple[RepairJson, Mapping[str, Any]]],
+        batch: int = 0,
+    ) -> list[int]:
+        """Write a task's repaired result, and store what was done; return the decisions' ids.
+
+        Args:
+            repairs: each with the facts of its decision.
+            batch: see :meth:`MomentStore.add`.
+        """
         from ml_backend.review.region_repairs import repair_result
 
         result: list[Region] = [dict(region) for region in submission.result]
         rows = []
-        for repair in repairs:
+        for repair, facts in repairs:
             what = describe_json(repair)
             note = f"{what} {facts['by']}, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
             change = repair_result(result, repair, note)
             result = change.result
-            rows.append({"description": what, "before": change.before, "after": change.after})
+            rows.append({**facts, "description": what, "before": change.before, "after": change.after})
         written = self._write(task, submission, result)
-        fixed = {"project_id": project_id, "task_id": task["id"], **facts, **written}
-        return self._stored(project_id, [{**fixed, **row} for row in rows])
+        fixed = {"project_id": project_id, "task_id": task["id"], **written}
+        return self.store.add([{**row, **fixed} for row in rows], batch)
 
-    def _stored(self, project_id: int, rows: Sequence[Row]) -> Row:
-        numbers = self.store.add(rows)
-        return self.store.decision(project_id, numbers[0]) or {}
+    def _found(self, project_id: int, repair_id: int) -> Row:
+        decision = self.store.decision(project_id, repair_id)
+        if decision is None:
+            raise NotFound("There is no such repair.", "Reload the page.")
+        return decision
 
     @contextmanager
     def _lock(self, task_id: int) -> Iterator[None]:
@@ -283,7 +351,7 @@ class Reviews:
 
     def _repair(self, row: Row, answer: Answer) -> RepairJson:
         """Return the repair that an answer asks for."""
-        if answer.action == "accept":
+        if answer.action == ACCEPT:
             return dict(row["repair"])
         ids = list(row["regions"])
         if not ids:
@@ -436,6 +504,12 @@ class Reviews:
             result = change.result
         self._client.update_annotation(annotation, result)
         self.store.note_written(annotation, digest(result))
+
+
+def _moment_facts(row: Row, answer: Answer) -> Row:
+    """Return what a decision remembers of a moment and the answer to it."""
+    facts = {"moment_id": row["id"], "signature": row["signature"], "embedding": row["embedding"]}
+    return {**facts, "action": answer.action, "by": answer.by}
 
 
 def _store(storage: Storage) -> MomentStore:

@@ -763,6 +763,30 @@ def repair_tracks(body: requests.RepairTracks) -> responses.Repair:
     return _decision(services().reviews.repair(body.project, wanted))
 
 
+@route("GET", "/review/similar", "Review", errors=(404, 409))
+def similar_moments(query: requests.FindSimilarMoments) -> responses.SimilarMoments:
+    """List moments like an accepted one.
+
+    Undecided ones of the same kind, labels and proposed action. Where tracks have embeddings, those that look more like
+    a dismissed moment than like any accepted one are left out.
+    """
+    rows, total = services().reviews.similar(query.project, query.repair, query.limit)
+    found = [_moment({**row, "skipped": False}) for row in rows]
+    return {"project": query.project, "repair": query.repair, "moments": found, "total": total}
+
+
+@route("POST", "/repairs/similar", "Review", errors=(409,))
+def accept_similar(body: requests.AcceptSimilar) -> responses.SimilarAccepted:
+    """Accept the moments like an accepted one.
+
+    Each with its own proposed repair, 50 at most. What has changed meanwhile is left out, and named. They are undone at
+    once.
+    """
+    decision, left_out = services().reviews.accept_similar(body.project, body.repair, body.by or _user())
+    named = [responses.LeftOut(moment=moment, reason=reason) for moment, reason in left_out]
+    return {"repair": _decision(decision), "left_out": named}
+
+
 @route("POST", "/repairs/undo", "Review", errors=(409,))
 def undo_repair(body: requests.UndoRepair) -> responses.Repair:
     """Undo a decision.

@@ -302,6 +302,20 @@ class RepairTracks(OfProject):
     by: PersonName | None = None
 
 
+class FindSimilarMoments(OfProject):
+    """Selects moments like one that was accepted."""
+
+    repair: Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the decision that accepted it."), _Whole]
+    limit: Annotated[int, Field(ge=1, le=200, description="Maximum number of results.")] = 20
+
+
+class AcceptSimilar(OfProject):
+    """A decision to repeat for the moments like its own."""
+
+    repair: Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the decision that accepted it."), _Whole]
+    by: PersonName | None = None
+
+
 class ListRepairs(OfProject):
     """Selects decisions about moments and tracks."""
 

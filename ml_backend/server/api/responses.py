@@ -448,6 +448,29 @@ class Repair(Answer):
     undone_at: Iso | None
 
 
+class SimilarMoments(Answer):
+    """Undecided moments like one that was accepted, the largest gain first."""
+
+    project: int
+    repair: int
+    moments: list[Moment]
+    total: int
+
+
+class LeftOut(Answer):
+    """A moment that was not accepted."""
+
+    moment: str
+    reason: str
+
+
+class SimilarAccepted(Answer):
+    """What was repeated for the moments like an accepted one."""
+
+    repair: Annotated[Repair, Field(description="The first one; undoing it undoes all.")]
+    left_out: list[LeftOut]
+
+
 class Repairs(Answer):
     """Decisions about moments and tracks, newest first."""
 

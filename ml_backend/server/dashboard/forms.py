@@ -89,6 +89,7 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "cancel": _cancel,
     "repair": handlers.repair,
     "repair_tracks": _repair_tracks,
+    "accept_similar": handlers.accept_similar,
     "undo_repair": handlers.undo_repair,
     "upload": uploads.upload_videos,
 }

@@ -17,6 +17,7 @@ from cachetools import TTLCache, cached
 from ml_backend.core.errors import BackendError, LabelStudioError
 from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.labeling.model_version import BASE
+from ml_backend.review.repair_json import ACCEPT
 from ml_backend.server.api import handlers, requests, responses
 from ml_backend.server.api.routing import validation_errors
 from ml_backend.server.dashboard import charts
@@ -44,6 +45,8 @@ VERSIONS = 20
 NOTICES = 5
 #: Clips that are rendered ahead of the moment that is shown, and decisions that are listed.
 CLIPS_AHEAD, DECISIONS = 3, 5
+#: Similar moments that are listed.
+ALIKE = 20
 #: Seconds for which a project's labels are cached.
 LABELS_S = 30.0
 #: The step in which a kind of job is requested.
@@ -292,6 +295,7 @@ def _moments(state: PageState) -> Context:
         if not item["has_clip"]:
             container.queue.request_clip(project, item["id"])
     suspect = next(iter(found["moments"]), None)
+    decisions = handlers.repairs(requests.ListRepairs(project=project, limit=DECISIONS))["repairs"]
     return {
         "queue": found,
         "suspect": suspect,
@@ -300,8 +304,19 @@ def _moments(state: PageState) -> Context:
         "chosen": filters,
         "page": number,
         "pages": max(found["total"], 1),
-        "decisions": handlers.repairs(requests.ListRepairs(project=project, limit=DECISIONS))["repairs"],
+        "decisions": decisions,
+        "alike": _alike(project, decisions),
     }
+
+
+def _alike(project: int, decisions: Sequence[responses.Repair]) -> responses.SimilarMoments | None:
+    """Return the moments like the one that was accepted last, if that was the last decision in force."""
+    last = next((item for item in decisions if not item["undone_by"]), None)
+    if last is None or last["action"] != ACCEPT:
+        return None
+    query = requests.FindSimilarMoments(project=project, repair=last["id"], limit=ALIKE)
+    found = handlers.similar_moments(query)
+    return found if found["moments"] else None
 
 
 def _timeline(state: PageState) -> Context:
