@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -68,6 +69,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in slow]
 
 
+def pytest_collection_finish() -> None:
+    """Spare garbage collections, which tests of models ask for, the modules and tests that stay until the end."""
+    gc.freeze()
+
+
 class OneStack(LoadFileScheduling):
     """Keep each file in one process, and all that need the local stack in the same: it is started once."""
 
@@ -93,6 +99,9 @@ def _bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("YOLO_CONFIG_DIR", str(home / "ultralytics"))
         patch.setenv("MPLCONFIGDIR", str(home / "matplotlib"))
+        # Each HTTP client would load all certificate authorities, for 60 ms; tests ask no server they vouch for.
+        patch.delenv("SSL_CERT_FILE", raising=False)
+        patch.setenv("SSL_CERT_DIR", str(home))
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(home / "inductor"))  # else importing torchvision makes it in TMPDIR
         yield
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -370,7 +371,12 @@ class WorkerProcess(ManagedProcess):
 def http_is_up(url: str) -> bool:
     """Return whether a GET of ``url`` returns 200."""
     try:
-        # Local servers are never behind the environment's proxy.
-        return httpx.get(url, timeout=2, trust_env=False, follow_redirects=True).status_code == 200
+        return _local_client().get(url).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+@lru_cache(maxsize=1)
+def _local_client() -> httpx.Client:
+    # Local servers are never behind the environment's proxy. Kept, since each client loads all certificate authorities.
+    return httpx.Client(timeout=2, trust_env=False, follow_redirects=True)
