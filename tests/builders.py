@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from click.testing import CliRunner
 
+from ml_backend.cli.__main__ import main as commands
 from ml_backend.core.settings import Settings
 from ml_backend.video.writer import VideoWriter
 
@@ -286,6 +291,30 @@ def worker_process(settings: Settings, log: Path) -> Iterator[subprocess.Popen[b
         process.wait()
 
 
+def run_command(name: str, *arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, which has imported what each new one would have to; what it printed.
+
+    Args:
+        name: as ``label-studio-video`` has it.
+        cwd: folder that it runs in.
+        variables: environment variables that it has besides those of this process.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        for variable in ("no_proxy", "NO_PROXY"):  # commands change them
+            patch.setenv(variable, os.environ.get(variable, ""))
+        for variable, value in variables.items():
+            patch.setenv(variable, value)
+        level = logging.root.level
+        patch.setattr(logging.root, "handlers", [])  # as in a new process, where commands set up their log
+        try:
+            done = CliRunner().invoke(commands, [name, *map(str, arguments)])
+        finally:
+            logging.root.setLevel(level)
+    crash = [] if isinstance(done.exception, (SystemExit, type(None))) else traceback.format_exception(done.exception)
+    return subprocess.CompletedProcess([name], done.exit_code, done.stdout, done.stderr + "".join(crash))
+
+
 def run_with_bare_home(code: str, folder: Path, without: Callable[[str], bool]) -> str:
     """Run Python code that must leave its home empty; what it printed.
 
@@ -309,9 +338,12 @@ def wait_for(condition: Callable[[], Any], timeout: float = 900.0, what: str = "
     """The first true value of ``condition``; a generous bound that only keeps a broken test from hanging."""
     deadline = time.monotonic() + timeout
     while True:
+        asked = time.monotonic()
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise AssertionError(f"not after {timeout:.0f} s: {what or condition}")
-        time.sleep(0.1)
+        # Asking Label Studio ten times a second would take the processor from what is waited for.
+        time.sleep(min(max(0.1, 4 * (now - asked)), 1.0))

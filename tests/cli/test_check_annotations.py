@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.builders import CONFIG, ROOT, make_clip, make_tiny_yolo
+from tests.builders import CONFIG, ROOT, make_clip, make_tiny_yolo, run_command
 from tests.conftest import LabelStudio
 from tests.rendering.drawing import Key, make_region, write_export, write_prediction
 
@@ -39,15 +39,13 @@ def region(keys: list[Key], name: str, **more: Any) -> dict[str, Any]:
 
 
 def run(*arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    chosen = {"DATA_DIR": str(cwd / "data"), "EMBEDDER": "fallback", "IMGSZ": "96", **variables}
+    return run_command("check-annotations", *arguments, cwd=cwd, **chosen)
+
+
+def run_script(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / "check_annotations.py"), *map(str, arguments)]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "DATA_DIR": str(cwd / "data"),
-        "EMBEDDER": "fallback",
-        "IMGSZ": "96",
-        **variables,
-    }
+    environment = os.environ | {"DATA_DIR": str(cwd / "data")}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False)
 
 
@@ -102,7 +100,7 @@ def test_clean_annotations(clip: Path, tiny: Path, tmp_path: Path) -> None:
 
 def test_a_prediction_without_its_video(tmp_path: Path) -> None:
     prediction = write_prediction(tmp_path / "p.json", [region(JUMPING, "bad", score=0.8)])
-    done = run("--from-json", prediction, "--report", "r.html", "--no-detector", cwd=tmp_path)
+    done = run_script("--from-json", prediction, "--report", "r.html", "--no-detector", cwd=tmp_path)
     facts = summary(done, 1)
     assert (facts["without_video"], facts["kinds"]) == (1, {"jump": 1})
     assert "frame 21  1.00 s" in done.stdout

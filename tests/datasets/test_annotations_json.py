@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from ml_backend.datasets.formats.annotations_json import (
     parse_sample,
     whole_pixels,
 )
-from tests.builders import CONFIG, ROOT, wait_for
+from tests.builders import CONFIG, ROOT, run_command, wait_for
 from tests.datasets.builders import key, make_annotation, make_region, make_task, write_export
 from tests.video.builders import make_video
 
@@ -36,8 +35,7 @@ MOVING = make_region(key(1, 10), key(11, 30), key(21, 30, enabled=False))
 
 
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ, timeout=120, check=False)
+    return run_command("export-annotations", *arguments, cwd=cwd)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from ml_backend.datasets.images import ImageFormat
 from ml_backend.datasets.sampling import Sampling, parse_ratio, split_frames, split_videos
 from ml_backend.datasets.selection import chosen_classes
 from ml_backend.label_studio.label_config import parse_label_config
-from tests.builders import ROOT, label_config, make_tiny_yolo, wait_for
+from tests.builders import ROOT, label_config, make_tiny_yolo, run_command, wait_for
 from tests.datasets.builders import key, make_annotation, make_region, make_task, write_export
 from tests.video.builders import make_video, read_number
 from tests.video.test_reader import damage
@@ -41,7 +41,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, timeout=900, check=False)
+    return run_command("export-dataset", *arguments, cwd=cwd)
 
 
 def export(

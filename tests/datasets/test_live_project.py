@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 
 from ml_backend.core.settings import Settings
 from ml_backend.datasets.annotation_reader import AnnotationReader
-from tests.builders import CONFIG, ROOT
+from tests.builders import CONFIG, run_command
 from tests.conftest import LabelStudio
 from tests.datasets.builders import key, make_region
 from tests.datasets.test_annotations_json import rows_of
@@ -63,15 +61,13 @@ def project(label_studio: LabelStudio, tmp_path: Path) -> dict[str, Any]:
     return {"id": project_id, "tasks": tasks}
 
 
-def run(script: str, *arguments: object, label_studio: LabelStudio, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
+def run(command: str, *arguments: object, label_studio: LabelStudio, cwd: Path) -> subprocess.CompletedProcess[str]:
+    variables = {
         "LABEL_STUDIO_URL": label_studio.url,
         "LABEL_STUDIO_API_KEY": label_studio.token,
         "DATA_DIR": str(cwd / "data"),
     }
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=900, check=False)
+    return run_command(command, *arguments, cwd=cwd, **variables)
 
 
 def test_a_live_project(
@@ -97,18 +93,18 @@ def test_a_live_project(
 
 def test_the_scripts_on_a_live_project(project: dict[str, Any], label_studio: LabelStudio, tmp_path: Path) -> None:
     where = {"label_studio": label_studio, "cwd": tmp_path}
-    done = run("export_annotations.py", "--project", project["id"], "--out", "a.json", "--with-video", **where)
+    done = run("export-annotations", "--project", project["id"], "--out", "a.json", "--with-video", **where)
     assert done.returncode == 3, done.stderr
     assert f"task {project['tasks'][4]}" in done.stderr
     rows = rows_of(tmp_path / "a.json")
     assert {row["source"] for row in rows} == {"manual", "auto"}
     assert sum("confidence" in row for row in rows) == 21  # the accepted one
     arguments = ["--project", project["id"], "--out", "a.json", "--predictions", "missing"]
-    assert run("export_annotations.py", *arguments, **where).returncode == 3
+    assert run("export-annotations", *arguments, **where).returncode == 3
     rows = rows_of(tmp_path / "a.json")
     assert sum("confidence" in row for row in rows) == 2 * 21  # and that of the task without people
     arguments = ["--format", "yolo", "--project", project["id"], "--out", "yolo", "--stride", 10]
-    done = run("export_dataset.py", *arguments, **where)
+    done = run("export-dataset", *arguments, **where)
     assert done.returncode == 3, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (summary["videos"], summary["classes"], summary["pictures"]) == (1, ["thing"], {"train": 2, "val": 1})
@@ -150,7 +146,7 @@ def test_old_work_is_imported(label_studio: LabelStudio, tmp_path: Path) -> None
     (tmp_path / "clip.txt").write_text("".join(f"{n},1,{n * 2},10,50,60,1,-1,-1,-1\n" for n in range(1, 31)))
     (tmp_path / "config.xml").write_text(CONFIG)
     arguments = ["--format", "mot", "--to-label-studio", "clip.txt", "--out", "t.json", "--config", "config.xml"]
-    done = run("export_dataset.py", *arguments, label_studio=label_studio, cwd=tmp_path)
+    done = run("export-dataset", *arguments, label_studio=label_studio, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     client = label_studio.client()
     project_id = client.create_project("Import", CONFIG)

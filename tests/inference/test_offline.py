@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ml_backend.cli.dev_stack.state import StackState
-from tests.builders import CONFIG, NO_RECTANGLE, ROOT, label_config, make_clip, make_tiny_yolo
+from tests.builders import CONFIG, NO_RECTANGLE, ROOT, label_config, make_clip, make_tiny_yolo, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -19,6 +19,11 @@ SCRIPT = ROOT / "scripts" / "predict_video.py"
 
 
 def run(*arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return run_command("predict-video", *arguments, cwd=cwd, DATA_DIR=str(cwd / "data"), **variables)
+
+
+def run_script(*arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, whose stderr lists what it has imported."""
     command = [sys.executable, "-X", "importtime", str(SCRIPT), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DATA_DIR": str(cwd / "data"), **variables}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False)
@@ -33,7 +38,7 @@ def test_writes_a_prediction_that_label_studio_can_import(clip: Path, tmp_path: 
     config = tmp_path / "config.xml"
     config.write_text(CONFIG)
     out, mot = tmp_path / "new" / "folder" / "p.json", tmp_path / "tracks.txt"
-    done = run(clip, "--out", out, "--config", config, "--detector", "motion", "--tracks", mot, cwd=tmp_path)
+    done = run_script(clip, "--out", out, "--config", config, "--detector", "motion", "--tracks", mot, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.strip().splitlines()[-1])
     assert {"frames", "seconds", "fps", "tracks", "keyframes", "model_version"} <= set(summary)
@@ -79,7 +84,7 @@ def test_openvino_predicts_without_what_takes_long_to_import(clip: Path, tmp_pat
     weights = make_tiny_yolo(tmp_path / "tiny.pt", {0: "person", 1: "bicycle"})
     (tmp_path / "config.xml").write_text(CONFIG)
     for _ in range(2):  # the first makes the export, in another process
-        done = run(
+        done = run_script(
             *(clip, "--out", "p.json", "--weights", weights, "--config", "config.xml"), cwd=tmp_path, ENGINE="openvino"
         )
         assert done.returncode == 0, done.stderr[-2000:]
