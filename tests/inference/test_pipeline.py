@@ -172,7 +172,7 @@ def test_memory_does_not_hold_the_video(tmp_path: Path, settings: Callable[..., 
 
     from ml_backend.core.types import Frame
 
-    clip = make_clip(tmp_path / "a.mp4", frames=200)
+    clip = make_clip(tmp_path / "a.mp4", frames=100)
     most = 0
 
     def progress(*_: int) -> None:

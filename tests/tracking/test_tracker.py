@@ -176,17 +176,17 @@ def test_memory_of_looks_is_bounded() -> None:
     held, ids = [], set()
     tracemalloc.start()
     try:
-        for k in range(600):  # a new object every three frames, each in another place
+        for k in range(300):  # a new object every three frames, each in another place
             n = k // 3
             ids |= {
                 t.track_id for t in tracker.see(detections((moving(50 * (n % 20), 110 * (n % 7), 0), 0.8, 0)), image)
             }
-            if k in (149, 599):
+            if k in (74, 299):
                 trace = tracemalloc.take_snapshot().filter_traces([own])
                 held.append(sum(statistic.size for statistic in trace.statistics("filename")))
     finally:
         tracemalloc.stop()
-    assert len(ids) > 150
+    assert len(ids) > 75
     assert 0 < held[1] < 2 * held[0]
 
 
