@@ -67,9 +67,6 @@ def printed(footage: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"ENGINE": "torch", "IMGSZ": "96", "OMP_NUM_THREADS": "1"}.items():
             patch.setenv(name, value)
-        # PyTorch takes ten seconds to compile: once is enough.
-        patch.setenv("PYTHONPYCACHEPREFIX", str(footage / "compiled"))
-        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         try:
             for name, arguments in children.items():
                 command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments]
