@@ -21,7 +21,7 @@ Work = Callable[[Site], Container]
 CONFIG = label_config("walker", "vehicle")
 #: Small and short, so that a training takes seconds.
 FAST = {
-    **{"imgsz": 192, "train_args": '{"epochs": 4, "batch": 4}', "train_per_second": 4.0, "gate_frames": 40},
+    **{"imgsz": 128, "train_args": '{"epochs": 3, "batch": 4}', "train_per_second": 3.0, "gate_frames": 40},
     "mode": "yolo",
 }
 
@@ -67,7 +67,7 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
     others = version.metrics["others"]
     assert (others["videos"], others["frames"], others["tracks"]) == (1, 40, 0), "the base model knows no walker"
     assert (others["changes"], others["base"]) == ([], None)
-    assert 1 <= len(version.history) <= 4
+    assert 1 <= len(version.history) <= 3
     assert version.history[-1]["epoch"] == len(version.history)
     assert list(version.lineage["annotations"]) == [str(task) for task in (before.task - 1,)]
     base = container.projects.models(None).detector.sha256
@@ -120,7 +120,8 @@ def test_annotations_become_a_version_that_is_used(yolo_site: Site, work: Work) 
 
 def test_what_is_known_elsewhere_is_not_given_up_by_itself(make_yolo_site: Make, work: Work) -> None:
     """One video whose labels are exchanged: to its own held-out part that is right, to the other video it is not."""
-    here = make_yolo_site(imgsz=256, gate_frames=100)
+    more = {"train_args": '{"epochs": 4, "batch": 4}', "train_per_second": 4.0}
+    here = make_yolo_site(imgsz=256, gate_frames=100, **more)
     project = here.project(label_config("person", "bus"))
     annotated(here, project, walker="bus", vehicle="person")
     make_walk(here.videos / "other.mp4", seed=2)

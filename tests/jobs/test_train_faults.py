@@ -37,7 +37,7 @@ Work = Callable[[Site], Container]
 CONFIG = label_config("walker", "vehicle")
 #: Small and short, so that a training takes seconds: two epochs of six batches.
 FAST = {
-    **{"imgsz": 192, "train_args": '{"epochs": 2, "batch": 4}', "train_per_second": 4.0, "gate_frames": 30},
+    **{"imgsz": 128, "train_args": '{"epochs": 2, "batch": 4}', "train_per_second": 4.0, "gate_frames": 30},
     "mode": "yolo",
 }
 #: For tests that interrupt it between two epochs.
