@@ -250,8 +250,7 @@ def test_it_is_live(page: Any, site: Site) -> None:
     page.locator("#part-files", has_text="-mot-").wait_for()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("lang", ["en", "ko"])
+@pytest.mark.parametrize(("lang", "scheme"), [("en", "light"), ("ko", "dark")])
 def test_nothing_serious_stands_in_the_way(chromium: Any, site: Site, scheme: str, lang: str) -> None:
     """axe-core finds nothing, and nothing is wider than a narrow screen."""
     context = chromium.new_context(color_scheme=scheme, locale=lang, viewport={"width": 360, "height": 740})
