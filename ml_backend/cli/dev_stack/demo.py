@@ -116,7 +116,7 @@ def wait_until(stack: Stack, tick: Callable[[], None], poll: Callable[[], Any], 
         if time.monotonic() > deadline:
             raise no_prediction(stack, f"{problem} after {timeout:.0f} s.")
         stack.revive()
-        for _ in range(5):
+        for _ in range(10):  # Label Studio takes a fifth of a second for a task
             tick()
             time.sleep(0.1)
     return result

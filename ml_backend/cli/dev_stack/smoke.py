@@ -27,8 +27,8 @@ TIMEOUT = 900.0
 FAST = {
     "ENGINE": "torch",  # an export to OpenVINO would be ready after the last video, and slow down all else until then
     # Mosaic and warm-up suit trainings of ten epochs and more; of three epochs they would take most.
-    "TRAIN_ARGS": '{"epochs": 3, "imgsz": 320, "mosaic": 0.0, "warmup_epochs": 1.0}',
-    "GATE_FRAMES": "50",
+    "TRAIN_ARGS": '{"epochs": 3, "imgsz": 256, "mosaic": 0.0, "warmup_epochs": 1.0}',
+    "GATE_FRAMES": "40",
 }
 
 
