@@ -24,6 +24,7 @@ from tests.jobs.conftest import Site
 from tests.jobs.scenes import make_walk, walk_regions
 from tests.jobs.test_learn import CONFIG as SCENES
 from tests.jobs.test_learn import make_scene, teach
+from tests.jobs.test_worker import repeat_clip
 from tests.server.control import Room
 from tests.video.builders import make_video
 
@@ -135,10 +136,12 @@ def test_what_is_no_video_fails_and_is_removed(here: Site, work: Work, tmp_path:
     assert upload(asking, project, tmp_path / "x.mp4")["state"] == "queued"
 
 
-@pytest.fixture
-def odd_clip(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def odd_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A video that is to be converted, which takes some seconds."""
-    return make_video(tmp_path / "odd clip.avi", frames=1500, size=(640, 480), fps=20, codec="mpeg4")
+    return make_video(
+        tmp_path_factory.mktemp("odd") / "odd clip.avi", frames=1500, size=(640, 480), fps=20, codec="mpeg4"
+    )
 
 
 def upload_of(here: Site) -> Path:
@@ -412,9 +415,10 @@ def test_a_video_by_a_trained_version(site: Make, work: Work, tmp_path: Path) ->
     assert (title("v1"), looked()) == (found, 2)
 
 
-def test_a_rendering_that_runs_is_cancelled(here: Site, work: Work) -> None:
+def test_a_rendering_that_runs_is_cancelled(here: Site, work: Work, tmp_path: Path) -> None:
     project, asking = here.project(), room(here)
-    task = here.task(project, video=here.clip("long.mp4", frames=2000, size=(640, 480)), fps=20)
+    repeat_clip(make_clip(tmp_path / "short.mp4", frames=100, size=(640, 480)), here.videos / "long.mp4", 20)
+    task = here.task(project, video=here.clip("long.mp4"), fps=20)
     body = {"project": project, "task": task, "source": "base"}
     job = asking.post("/api/create_annotated_video", body, 202)["job"]
     seen = cancel_when(asking, lambda: running(asking, "render_video"))

@@ -6,6 +6,7 @@ import http.server
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ from tests.video.builders import make_audio, make_video, truncate
 Make = Callable[..., Site]
 Work = Callable[[Site], Container]
 FACTS = {"fps": 20, "frames": 40, "width": 320, "height": 240, "duration": 2.0}
+
+
+@pytest.fixture
+def site(site: Make) -> Make:
+    """Sites without embeddings: which labels tracks get is tested elsewhere."""
+    return partial(site, mode="yolo")
 
 
 @pytest.fixture

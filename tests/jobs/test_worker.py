@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ from tests.builders import Outside, environment, make_clip, outside, wait_for, w
 from tests.jobs.conftest import Site
 
 Work = Callable[[Site], Container]
+
+
+@pytest.fixture
+def site(site: Callable[..., Site]) -> Callable[..., Site]:
+    """Sites without embeddings, whose workers need not import PyTorch."""
+    return partial(site, mode="yolo")
 
 
 def repeat_clip(source: Path, target: Path, times: int) -> Path:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.stack
 
 @pytest.fixture(scope="module")
 def stack(make_stack: Callable[..., Stack]) -> Stack:
-    return make_stack(detector="motion", basic_auth_user="someone", basic_auth_pass="p:ss word")
+    return make_stack(detector="motion", mode="yolo", basic_auth_user="someone", basic_auth_pass="p:ss word")
 
 
 @pytest.fixture(scope="module")
