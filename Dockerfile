@@ -3,11 +3,12 @@ FROM python:3.12-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
-COPY requirements.lock .
+COPY requirements-image.lock .
 # The last step makes the headless OpenCV the one whose files are used: the other needs libGL.
-RUN pip install --no-deps -r requirements.lock \
-    && pip install --no-deps --force-reinstall "$(grep -o '^opencv-python-headless==[0-9.]*' requirements.lock)" \
-    && rm requirements.lock
+RUN pip install --no-deps --require-hashes -r requirements-image.lock \
+    && sed -n '/^opencv-python-headless==/,/[^\\]$/p' requirements-image.lock >headless.lock \
+    && pip install --no-deps --require-hashes --force-reinstall -r headless.lock \
+    && rm requirements-image.lock headless.lock
 
 FROM python:3.12-slim-bookworm
 # PyTorch and OpenCV need it; the slim image lacks it.

@@ -12,7 +12,10 @@ if [ -z "$uv" ]; then
 fi
 
 overrides="$(mktemp)"
-trap 'rm -f "$overrides"' EXIT
+limits="$(mktemp)"
+trap 'rm -f "$overrides" "$limits"' EXIT
+# botocore, which s3fs and moto need, takes no newer one: the locks would contradict each other.
+echo 'python-dateutil<3' >"$limits"
 # On macOS ultralytics excludes the very NumPy versions that opencv-python-headless requires. The exclusion avoids a
 # real bug, the requirement is only a precaution; so macOS gets what ultralytics wants (installed with --no-deps).
 cat >"$overrides" <<'END'
@@ -21,13 +24,17 @@ numpy>=1.26,<2; sys_platform == 'darwin' and python_version < '3.11'
 numpy>=2.3.5; sys_platform == 'darwin' and python_version >= '3.11'
 END
 
-compile() {
+compile() { # name of the lock, options and sources
     local name="$1"
     shift
     "$uv" pip compile --quiet --universal --python-version 3.10 --no-python-downloads \
-        --no-header --no-annotate --no-emit-index-url "$@" --output-file "$name.lock" "$name.txt"
-    echo "$name.lock: $(wc -l <"$name.lock") packages"
+        --no-header --no-annotate --no-emit-index-url --output-file "$name.lock" "$@"
+    echo "$name.lock: $(grep -c == "$name.lock") packages"
 }
-compile requirements --overrides "$overrides" "$@"
-compile requirements-dev --overrides "$overrides" --constraints requirements.lock "$@"
-compile requirements-label-studio "$@"
+compile requirements requirements.txt --overrides "$overrides" --constraints "$limits" "$@"
+compile requirements-dev requirements-dev.txt pyproject.toml --extra postgres --extra s3 \
+    --overrides "$overrides" --constraints requirements.lock "$@"
+# With hashes: what is downloaded into the image must be what was locked.
+compile requirements-image pyproject.toml --all-extras --generate-hashes \
+    --overrides "$overrides" --constraints requirements.lock "$@"
+compile requirements-label-studio requirements-label-studio.txt "$@"

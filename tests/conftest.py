@@ -43,7 +43,10 @@ LONGEST = (
     *("jobs/test_predict.py", "jobs/test_chunks.py", "jobs/test_api_jobs.py", "rendering/test_render_script.py"),
 )
 #: Fixtures that start a server or a browser, or need weights or a video that are not part of the project.
-NOT_QUICK = {"redis_server", "label_studio", "make_stack", "chromium", "shared_data", "people_video", "yolo_weights"}
+NOT_QUICK = {
+    *("redis_server", "label_studio", "make_stack", "postgresql", "s3"),
+    *("chromium", "shared_data", "people_video", "yolo_weights"),
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -239,6 +239,15 @@ def test_with_a_gpu_all_look_at_every_frame() -> None:
     assert services["backend"] == {"environment": {"STRIDE": "${STRIDE:-1}"}}
 
 
+def test_the_image_has_every_extra_with_hashes() -> None:
+    lock = (ROOT / "requirements-image.lock").read_text(encoding="utf-8")
+    locked = {entry.split("==")[0]: entry for entry in re.split(r"\n(?=\S)", lock)}
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.M)
+    assert {*pinned, "psycopg", "psycopg-binary", "s3fs", "gcsfs"} <= set(locked)
+    assert all("--hash=sha256:" in entry for entry in locked.values())
+    assert "--require-hashes" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
 def test_what_the_dockerfile_copies_is_sent_to_the_build() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     sources = [

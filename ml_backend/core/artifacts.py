@@ -17,7 +17,7 @@ from ml_backend.core.errors import BackendError, ConfigError, StorageError, Weig
 from ml_backend.core.files import atomic_binary_writer, file_sha256
 from ml_backend.core.settings import Settings
 from ml_backend.core.timestamps import ensure_utc
-from ml_backend.core.urls import shown_url
+from ml_backend.core.urls import extra_hint, shown_url
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,10 @@ class Artifacts:
             try:
                 self._fs, self._root = fsspec.core.url_to_fs(self._url, use_listings_cache=False)
             except (ImportError, ValueError, OSError) as error:
+                missing = extra_hint(self._url) if isinstance(error, ImportError) else ""
                 raise ConfigError(
                     f"ARTIFACTS_URL {self._shown!r} cannot be used: {error}.",
-                    "Give a folder, or an fsspec URL such as s3://bucket/folder with its package installed.",
+                    missing or "Give a folder, or an fsspec URL such as s3://bucket/folder with its package installed.",
                 ) from error
         return self._fs
 
@@ -232,7 +233,9 @@ class Artifacts:
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise StorageError(f"{name} could not be read from {self._shown}: {error}.") from error
+            raise StorageError(
+                f"{name} could not be read from {self._shown}: {error}.", "Check ARTIFACTS_URL and its credentials."
+            ) from error
 
     def exists(self, name: str) -> bool:
         """Return whether a file exists.

@@ -108,6 +108,13 @@ class StorageError(BackendError):
     retryable = True
 
 
+class UnstorableValue(StorageError):
+    """A value does not fit into its column: a number that is too large, a NUL character in a text."""
+
+    http_status = 400
+    retryable = False
+
+
 class Interrupted(BackendError):
     """The process was asked to stop during a long job; the job is resumed later."""
 

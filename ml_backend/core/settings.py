@@ -158,7 +158,9 @@ class Settings(BaseSettings):
         "redis://localhost:6379/0", description="Queue; `unix:///path.sock` works too."
     )
     database_url: Annotated[str, AfterValidator(_database_url)] = Field(
-        "", description="SQLAlchemy URL of an installed driver; empty: SQLite in DATA_DIR."
+        "",
+        description="SQLAlchemy URL, such as `postgresql+psycopg://user:password@host/database` (extra `[postgres]`); "
+        "empty: SQLite in DATA_DIR.",
     )
     data_dir: Folder = Field(Path("data"), description="Databases, caches, weights, outputs, the local stack's files.")
     upload_max_gb: float = Field(10.0, gt=0, description="Largest video that the control room accepts.")
@@ -273,7 +275,7 @@ class Settings(BaseSettings):
     artifacts_url: str = Field(
         "",
         description="Folder or fsspec URL for trained weights, exports, rendered videos and uploads, shared by all "
-        "hosts; empty: in DATA_DIR.",
+        "hosts, such as `s3://bucket/folder` (extra `[s3]`) or `gs://bucket/folder` (`[gcs]`); empty: in DATA_DIR.",
     )
     keep_versions: int = Field(
         10,

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import re
 
+#: Extra of this package, with the driver, by an URL's scheme.
+_EXTRAS = {"postgresql": "postgres", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+
+def extra_hint(url: str) -> str:
+    """Return how to install the driver that a URL needs; empty if no extra has it."""
+    extra = _EXTRAS.get(re.split(r"[+:]", url, maxsplit=1)[0])
+    return f"Install the extra [{extra}], from the project's folder: pip install '.[{extra}]'." if extra else ""
+
 
 def shown_url(url: str) -> str:
     """Return a URL for messages: without user, password, and query, which may have a password or signature too."""

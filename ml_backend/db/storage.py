@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
-from ml_backend.core.errors import StorageError
+from ml_backend.core.errors import StorageError, UnstorableValue
 from ml_backend.core.timestamps import ensure_utc
-from ml_backend.core.urls import shown_url
+from ml_backend.core.urls import extra_hint, shown_url
 from ml_backend.db.migrations import upgrade
 from ml_backend.db.tables import (
     annotation_tasks,
@@ -64,10 +64,12 @@ class Storage:
             parsed.get_dialect().import_dbapi()
         except (SQLAlchemyError, ImportError, ValueError) as error:
             # SQLAlchemy's message may have the password.
-            reason = str(error) if isinstance(error, ImportError) else "it is malformed, or of an unknown kind"
+            no_driver = isinstance(error, ImportError)
+            reason = str(error) if no_driver else "it is malformed, or of an unknown kind"
             raise StorageError(
                 f"The database URL {shown_url(url)} cannot be used: {reason}.",
-                "Set DATABASE_URL to an SQLAlchemy URL whose driver is installed, or leave it empty.",
+                (extra_hint(url) if no_driver else "")
+                or "Set DATABASE_URL to an SQLAlchemy URL whose driver is installed, or leave it empty.",
             ) from error
         self._sqlite = parsed.get_backend_name() == "sqlite"
         if self._sqlite and parsed.database:
@@ -95,6 +97,11 @@ class Storage:
         """Convert SQLAlchemy's errors to StorageError."""
         try:
             yield
+        except DataError as error:
+            raise UnstorableValue(
+                f"The database cannot store a value: {error.orig}.",
+                "Send numbers below 2147483648, and text without NUL characters.",
+            ) from error
         except SQLAlchemyError as error:
             cause = str(getattr(error, "orig", None) or error)
             hint = "Check DATABASE_URL and that the database runs."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+#: Largest id, as in Label Studio: columns of ids are 32 bits wide.
+MAX_ID = (1 << 31) - 1
 metadata = sa.MetaData()
 
 predictions = sa.Table(

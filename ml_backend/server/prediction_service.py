@@ -13,6 +13,7 @@ from typing import Any
 from ml_backend.core.errors import BackendError, PredictionFailed, QueueUnavailable, RequestError
 from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
+from ml_backend.db.tables import MAX_ID
 from ml_backend.jobs.project_models import ProjectModels, ProjectModelStore
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.services.reviews import repaired_tasks, with_repairs
@@ -152,8 +153,8 @@ class PredictionService:
             BackendError: the task has no id, no usable video, or the label config no video tracks.
         """
         task_id = task.get("id")
-        if not isinstance(task_id, int) or isinstance(task_id, bool):
-            raise RequestError("A task has no id.", "See the Label Studio ML protocol.")
+        if not isinstance(task_id, int) or isinstance(task_id, bool) or not 0 <= task_id <= MAX_ID:
+            raise RequestError("A task has no id, or an impossible one.", "See the Label Studio ML protocol.")
         data = task.get("data")
         annotations = task.get("annotations")
         return plan_task(

@@ -9,6 +9,7 @@ from flask import Blueprint, Response, current_app, jsonify, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ml_backend.core.errors import BackendError, RequestError
+from ml_backend.db.tables import MAX_ID
 
 if TYPE_CHECKING:
     from ml_backend.server.container import WebContainer
@@ -44,7 +45,7 @@ def project_id(value: Any) -> int:
         RequestError: the value does not have that form.
     """
     text = str(value if value is not None else "").split(".", 1)[0]
-    if not (text.isascii() and text.isdecimal() and len(text) < 16):
+    if not (text.isascii() and text.isdecimal() and len(text) < 16 and int(text) <= MAX_ID):
         raise RequestError(f"The project {str(value)[:80]!r} does not have the form 'ID.TIMESTAMP'.", _PROTOCOL)
     return int(text)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_backend.core.errors import BackendError, RequestError
 from ml_backend.db.storage import Storage
+from ml_backend.db.tables import MAX_ID
 from ml_backend.jobs.queue import ALL_TASKS, JobQueue
 
 log = logging.getLogger(__name__)
@@ -74,8 +75,7 @@ def _ids(items: list[Any]) -> list[int]:
 
 def _id(item: Any) -> int | None:
     value = item.get("id") if isinstance(item, Mapping) else item
-    # Label Studio's ids, and the database columns, are 32 bits wide.
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_ID else None
 
 
 class WebhookReceiver:

@@ -231,7 +231,7 @@ def test_the_script_prints_json_and_ends_with_1_on_failure(tmp_path: Path) -> No
     result = run_doctor("--only", "backend", "--backend-url", url, DATA_DIR=str(tmp_path))
     assert result.returncode == 1
     assert url in result.stdout
-    assert "-> Start it" in result.stdout
+    assert "Fix: Start it" in result.stdout
     assert run_doctor("--quiet", "--only", "python", DATA_DIR=str(tmp_path)).stdout == ""
 
 

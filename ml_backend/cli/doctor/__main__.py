@@ -25,6 +25,7 @@ CHECKS = (
     Check("codecs", "Codecs", checks.codecs),
     Check("disk", "Data folder", checks.disk),
     Check("database", "Database", checks.database),
+    Check("artifacts", "Artifacts", checks.artifacts),
     Check("queue", "Queue", checks.queue),
     Check("weights", "Detector", checks.weights),
     Check("labels", "Labels", checks.labels),
@@ -48,7 +49,7 @@ def show(findings: Sequence[Finding], console: Console) -> None:
     """Print a table of findings, each with its hint."""
     table = Table("check", "result", "details", show_lines=False, pad_edge=False)
     for finding in findings:
-        text = finding.found + (f"\n-> {finding.hint}" if finding.hint else "")
+        text = finding.found + (f"\nFix: {finding.hint}" if finding.hint else "")
         style = STYLES[finding.status]
         table.add_row(finding.check, f"[{style}]{finding.status}[/{style}]", text.replace("[", r"\["))
     console.print(table)

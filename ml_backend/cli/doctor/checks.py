@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -271,26 +272,46 @@ def worker_here(target: Target) -> Iterator[Finding]:
 
 
 def database(target: Target) -> Iterator[Finding]:
-    """Check that the database can be opened and written."""
+    """Check that the database can be opened, and that what is written can be read; nothing is left there."""
     import sqlalchemy as sa
     from sqlalchemy.exc import SQLAlchemyError
 
     from ml_backend.db.storage import Storage
-    from ml_backend.db.tables import metadata
+    from ml_backend.db.tables import pending
 
     storage = Storage(target.settings.database)
-    shown = shown_url(target.settings.database)
-    table = metadata.sorted_tables[0]
+    shown, revision = shown_url(target.settings.database), uuid.uuid4().hex
+    row = {"kind": "doctor", "project_id": 0, "task_id": 0, "revision": revision}
     try:
         with storage.engine.connect() as connection, connection.begin() as transaction:
-            connection.execute(table.delete().where(sa.false()))  # deletes nothing, but needs write permission
+            connection.execute(sa.insert(pending).values(**row))
+            read = connection.scalar(sa.select(pending.c.revision).where(pending.c.kind == "doctor"))
             transaction.rollback()
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error)
         raise ConfigError(f"{shown}: {reason}", "Check permissions, disk space and DATABASE_URL.") from error
     finally:
         storage.engine.dispose()
-    yield Finding("Database", "ok", shown)
+    if read != revision:
+        raise ConfigError(f"{shown}: what was written is not what is read", "Check the database server.")
+    yield Finding("Database", "ok", f"{shown}, written and read")
+
+
+def artifacts(target: Target) -> Iterator[Finding]:
+    """Check that what is written at ARTIFACTS_URL can be read and removed."""
+    from ml_backend.core.artifacts import Artifacts
+
+    store, name, content = Artifacts(target.settings), f"doctor-{uuid.uuid4().hex}", os.urandom(64)
+    shown = shown_url(target.settings.artifacts_url) or "in the data folder"
+    store.write(name, content)
+    try:
+        if store.read(name) != content:
+            raise ConfigError(f"{shown}: what was written is not what is read", "Check what ARTIFACTS_URL names.")
+    finally:
+        removed = store.remove(name)
+    if not removed:
+        raise ConfigError(f"{shown}: {name} cannot be removed", "Give the credentials the right to delete files.")
+    yield Finding("Artifacts", "ok", f"{shown}, written, read and removed")
 
 
 def backend(target: Target) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StringConstraints,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
@@ -56,8 +57,14 @@ TrainedName = Annotated[
     Field(pattern=r"^v[0-9]{1,9}$", description="A version of the registry, such as v2.", examples=["v2"]),
     _allowed("Input should be a version such as 'v2'"),
 ]
+#: PostgreSQL stores no NUL characters.
+_NO_NUL = r"^[^\x00]*$"
+_Text = Annotated[str, StringConstraints(max_length=255, pattern=_NO_NUL)]
 #: 255 is Label Studio's limit.
-LabelName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a label.", examples=["person"])]
+LabelName = Annotated[
+    str,
+    Field(min_length=1, max_length=255, pattern=_NO_NUL, description="Name of a label.", examples=["person"]),
+]
 JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$", description="Id of a job.", examples=["train-1"])]
 #: Name of a file in the outputs folder.
 FileName = Annotated[
@@ -71,7 +78,9 @@ MomentId = Annotated[
 ]
 FrameNumber = Annotated[int, Field(ge=1, lt=1 << 31, description="A frame, as Label Studio counts: from 1."), _Whole]
 #: Name of a person in records.
-PersonName = Annotated[str, Field(min_length=1, max_length=100, description="Who; by default the user of Basic auth.")]
+PersonName = Annotated[
+    str, Field(min_length=1, max_length=100, pattern=_NO_NUL, description="Who; by default the user of Basic auth.")
+]
 ReviewAction = Literal["accept", "split", "join", "swap", "relabel", "end", "delete", "dismiss", "skip"]
 ManualAction = Literal["split", "join", "swap", "relabel", "end", "delete"]
 ExportFormat = Literal["annotations", FormatName]
@@ -217,7 +226,7 @@ class FindSimilar(OfProject):
 class ShowExemplars(OfProject):
     """Selects exemplars."""
 
-    label: Annotated[str | None, Field(max_length=255, description="Only of this label; empty: background.")] = None
+    label: Annotated[_Text | None, Field(description="Only of this label; empty: background.")] = None
     id: Annotated[int | None, Field(ge=1, lt=1 << 31, description="Only this exemplar, such as one of the map.")] = None
     limit: Annotated[int, Field(ge=1, le=200, description="Maximum number of results.")] = 24
 
@@ -232,11 +241,15 @@ class FindMoments(OfProject):
     """Selects suspicious moments."""
 
     kind: Annotated[MomentKind | None, Field(description="Only of this kind.")] = None
-    label: Annotated[str | None, Field(max_length=255, description="Only of tracks with this label.")] = None
+    label: Annotated[_Text | None, Field(description="Only of tracks with this label.")] = None
     task: TaskId | None = None
     author: Annotated[
         str | None,
-        Field(max_length=255, description="Only in annotations of this person, or predictions of this version."),
+        Field(
+            max_length=255,
+            pattern=_NO_NUL,
+            description="Only in annotations of this person, or predictions of this version.",
+        ),
     ] = None
     limit: Annotated[int, Field(ge=1, le=200, description="Maximum number of results.")] = 20
     offset: Annotated[int, Field(ge=0, lt=1 << 31, description="Number of results to leave out.")] = 0
@@ -255,7 +268,8 @@ class AnswerMoment(OfProject):
     ]
     frame: Annotated[FrameNumber | None, Field(description="Of split, swap and end; by default the moment's.")] = None
     region: Annotated[
-        str | None, Field(max_length=255, description="One of the moment's regions; by default the first.")
+        _Text | None,
+        Field(description="One of the moment's regions; by default the first."),
     ] = None
     label: Annotated[LabelName | None, Field(description="Of relabel.")] = None
     by: PersonName | None = None
