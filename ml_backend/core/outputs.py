@@ -62,6 +62,12 @@ class OutputFacts(BaseModel):
     tracks: int | None = Field(None, ge=0)
 
 
+def project_of(name: str) -> int | None:
+    """Return the project of an output by its name; ``None`` for one of a command."""
+    found = re.match(r"project-(\d{1,10})-", name)
+    return int(found[1]) if found else None
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """An output file; ``facts`` is ``None`` for one of an earlier release."""

@@ -185,6 +185,17 @@ class Settings(BaseSettings):
     )
     local_files_root: Folder | None = Field(
         None,
+    sign_in: bool = Field(
+        False,
+        description="People sign in to the control room with an access token of their Label Studio account, see the "
+        "projects that Label Studio shows them, and have roles. Off: whoever gets in may do everything, as suits a "
+        "machine of one's own.",
+    )
+    project_tokens: bool = Field(
+        False,
+        description="Requests of Label Studio carry a token of their project (*Connect* enters it), which gives access "
+        "to nothing else; BASIC_AUTH_USER and BASIC_AUTH_PASS are taken, too.",
+    )
         description="Label Studio's LOCAL_FILES_DOCUMENT_ROOT, if mounted here: its videos are not copied.",
     )
     uploads_root: Folder | None = Field(

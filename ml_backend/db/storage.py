@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -30,6 +31,7 @@ from ml_backend.db.tables import (
     past_versions,
     pending,
     predictions,
+    secrets,
     task_scores,
 )
 
@@ -127,6 +129,21 @@ class Storage:
         """Raise StorageError unless the database answers."""
         with self.read() as connection:
             connection.execute(sa.select(1))
+
+    def secret(self, name: str) -> str:
+        """Return a random text of 64 characters, which is made when it is first asked for."""
+        query = sa.select(secrets.c.value).where(secrets.c.name == name)
+        try:
+            with self.write() as connection:
+                if (value := connection.scalar(query)) is None:
+                    connection.execute(sa.insert(secrets).values(name=name, value=token_hex(32)))
+                    value = connection.scalar(query)
+        except StorageError as error:
+            if not isinstance(error.__cause__, IntegrityError):
+                raise
+            with self.read() as connection:  # another process was faster
+                value = connection.scalar(query)
+        return str(value)
 
     # -- predictions
 

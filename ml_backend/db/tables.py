@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-#: Largest id, as in Label Studio: columns of ids are 32 bits wide.
-MAX_ID = (1 << 31) - 1
 metadata = sa.MetaData()
 
 predictions = sa.Table(
@@ -284,4 +282,45 @@ repairs = sa.Table(
     sa.Column("after", sa.JSON, nullable=False),  # regions that replaced them
     sa.Column("undone_by", sa.String(255), nullable=False),
     sa.Column("undone_at", sa.DateTime(timezone=True)),
+)
+
+# People who have signed in to the control room, or have been given a role.
+people = sa.Table(
+    "people",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),  # their e-mail address in Label Studio
+    sa.Column("role", sa.String(16), nullable=False),  # that an admin has given; empty: the default one
+    sa.Column("default_role", sa.String(16), nullable=False),  # by what Label Studio said at the last sign-in
+    sa.Column("given_by", sa.String(255), nullable=False),
+    sa.Column("signed_in_at", sa.DateTime(timezone=True)),
+)
+
+# Browsers that are signed in.
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),  # SHA-256 of the cookie, so that a copy of it is no key
+    sa.Column("name", sa.String(255), nullable=False, index=True),
+    sa.Column("token", sa.LargeBinary, nullable=False),  # for Label Studio, encrypted with the cookie
+    sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+)
+
+# Who did what, the newest rows only; see ml_backend.db.audit.
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("who", sa.String(255), nullable=False),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("project_id", sa.Integer, nullable=False, index=True),  # 0: of no project
+    sa.Column("detail", sa.String(500), nullable=False),
+)
+
+# Random texts that are made once, and that all processes share.
+secrets = sa.Table(
+    "secrets",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.String(64), nullable=False),
 )

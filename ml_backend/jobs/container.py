@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hmac
 import logging
 import math
 import threading
@@ -25,6 +26,7 @@ from ml_backend.core.outputs import Outputs
 from ml_backend.core.settings import Settings, get_settings
 from ml_backend.core.shared_files import Uploads, make_outputs, make_uploads
 from ml_backend.core.timestamps import ensure_utc
+from ml_backend.db.audit import AuditLog
 from ml_backend.db.storage import Storage
 from ml_backend.jobs.api_queue import ApiQueue
 from ml_backend.jobs.job_list import JobList
@@ -116,6 +118,23 @@ class Container:
         return ApiQueue(self.queue, self.trainings, self.jobs, self.lister)
 
     @cached_property
+    def audit(self) -> AuditLog:
+        return AuditLog(self.storage)
+
+    def project_credentials(self, project_id: int) -> tuple[str, str]:
+        """Return the user and the token with which Label Studio's requests about one project may come."""
+        name = f"project-{project_id}"
+        return name, hmac.new(self._token_secret.encode(), name.encode(), "sha256").hexdigest()[:40]
+
+    @cached_property
+    def _token_secret(self) -> str:
+        return self.storage.secret("project tokens")
+
+    def credentials(self, project_id: int) -> tuple[str, str] | None:
+        """Return the user and password that a project's connection carries; ``None`` if none are required."""
+        return self.project_credentials(project_id) if self.settings.project_tokens else self.settings.basic_auth
+
+    @cached_property
     def lister(self) -> ProjectLister:
         settings = self.settings
         return ProjectLister(
@@ -123,7 +142,7 @@ class Container:
             self._token,
             settings.label_studio_links,
             backend_url=settings.backend_url,
-            basic_auth=settings.basic_auth,
+            credentials=self.credentials,
             set_up=self.queue.set_up_projects,
         )
 

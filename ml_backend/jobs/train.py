@@ -558,6 +558,7 @@ class TrainingRun:
             version = self._registry.advance(version, state="promoting", metrics=metrics)
             self._watcher.check()
             self._registry.promote(version, decision.reason, f"gate: {version.trigger}", _id(incumbent))
+            self._container.audit.record("gate", "promote", self._project, version.name)
         else:
             self._registry.finish(version, decision.outcome, decision.reason, metrics=metrics)
         self._container.count({"promoted": "promotions", "proposed": "proposals"}.get(decision.outcome, "refusals"))

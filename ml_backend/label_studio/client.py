@@ -53,6 +53,10 @@ class NotFound(LabelStudioError):
     http_status = 404
 
 
+class TokenRefused(LabelStudioError):
+    """Label Studio does not take the token."""
+
+
 @dataclass(frozen=True, slots=True)
 class Project:
     """The fields of a project that are used."""
@@ -149,9 +153,9 @@ class LabelStudioClient:
     @cached_property
     def sdk(self) -> Any:
         if not self._token:
-            raise LabelStudioError("There is no token for Label Studio.", LOGIN_HINT)
+            raise TokenRefused("There is no token for Label Studio.", LOGIN_HINT)
         if not self._token.isascii():
-            raise LabelStudioError("The token for Label Studio has characters that are not ASCII.", LOGIN_HINT)
+            raise TokenRefused("The token for Label Studio has characters that are not ASCII.", LOGIN_HINT)
         from label_studio_sdk.base_client import LabelStudioBase
 
         return LabelStudioBase(base_url=self.url, api_key=self._token, timeout=self._timeout, max_retries=self._retries)
@@ -170,7 +174,28 @@ class LabelStudioClient:
         with self._errors("say who the token belongs to"):
             return str(self.sdk.users.whoami().email)
 
+    def account(self) -> tuple[str, bool]:
+        """Return the e-mail of the token's user, and whether the organisation is theirs."""
+        import httpx
+
+        with self._errors("say who the token belongs to"):
+            user = self.sdk.users.whoami()
+            if not user.active_organization:
+                return str(user.email), False
+            # The SDK's type of an organisation is that of Label Studio Enterprise, and lacks its owner.
+            path = f"{self.url}/api/organizations/{int(user.active_organization)}"
+            response = httpx.get(path, headers=self.auth_headers(), timeout=self._timeout, follow_redirects=True)
+            facts = response.json() if response.status_code == 200 else {}  # some may not look at it
+            return str(user.email), facts.get("created_by") == user.id
+
     # -- projects
+
+    def project_ids(self) -> frozenset[int]:
+        """Return the ids of every project visible to the token's user."""
+        with self._errors("list its projects"):
+            return frozenset(
+                int(item.id) for item in _paged(self.sdk.projects.list(include="id", page_size=_PAGE_SIZE))
+            )
 
     def list_projects(self) -> Iterator[dict[str, Any]]:
         """Yield every project visible to the token's user, newest first, as JSON of the API."""
@@ -606,7 +631,7 @@ def _status_error(url: str, action: str, status: int, body: object) -> LabelStud
     # "detail" is just "Validation error." if there are "validation_errors".
     detail = (body.get("validation_errors") or body.get("detail")) if isinstance(body, Mapping) else body
     if status in (401, 403):
-        return LabelStudioError(f"Label Studio refuses the token ({status}) when asked to {action}.", LOGIN_HINT)
+        return TokenRefused(f"Label Studio refuses the token ({status}) when asked to {action}.", LOGIN_HINT)
     if status == 404:
         return NotFound(f"Label Studio answers 'not found' (404) when asked to {action}.", "It may have been deleted.")
     if status >= 500 or status == 429:

@@ -45,7 +45,7 @@ class ProjectLister:
         token: returns the configured token, or the last one that Label Studio sent.
         links: URL of Label Studio for people's browsers; empty: ``url``.
         backend_url: URL to which projects are connected.
-        basic_auth: credentials that the backend asks for.
+        credentials: returns the user and password that a project's events carry; ``None``: they need none.
         set_up: returns the projects that Label Studio has set up here, under whatever URL.
     """
 
@@ -56,11 +56,11 @@ class ProjectLister:
         links: str = "",
         *,
         backend_url: str = "",
-        basic_auth: tuple[str, str] | None = None,
+        credentials: Callable[[int], tuple[str, str] | None] = lambda _: None,
         set_up: Callable[[], Collection[int]] = tuple,
     ) -> None:
         self._token, self._links = token, links or url
-        self._backend_url, self._basic_auth, self._set_up = backend_url, basic_auth, set_up
+        self._backend_url, self._credentials, self._set_up = backend_url, credentials, set_up
         self._client = lru_cache(maxsize=1)(lambda token: LabelStudioClient(url, token, TIMEOUT_S, retries=0))
         self._lock = threading.Lock()
         self._cached: tuple[float, list[dict[str, Any]]] | None = None
@@ -137,7 +137,7 @@ class ProjectLister:
             base, _, path = str(webhook["url"]).rpartition("/")
             project = webhook.get("project")
             ours = project in set_up or is_same_backend(base, self._backend_url)
-            if project and ours and path == "webhook" and sends_events(webhook, self._basic_auth):
+            if project and ours and path == "webhook" and sends_events(webhook, self._credentials(int(project))):
                 found.add(int(project))
         return found
 

@@ -8,9 +8,10 @@ from flask import Flask, Response, g, request
 
 from ml_backend.core.settings import Settings, get_settings
 from ml_backend.server import protocol
+from ml_backend.server.access import require_credentials
 from ml_backend.server.api import routing
 from ml_backend.server.dashboard import views
-from ml_backend.server.origin_checks import reject_cross_site_writes, require_basic_auth, require_known_host
+from ml_backend.server.origin_checks import reject_cross_site_writes, require_known_host
 from ml_backend.server.problems import handle_error
 
 #: Maximum bytes of a request body: Label Studio sends pages of tasks with annotations. Uploads have their own limit.
@@ -30,7 +31,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST
     app.extensions["services"] = WebContainer(settings)
     _record_request_metrics(app)
-    require_basic_auth(app, settings)
+    require_credentials(app, settings)
     require_known_host(app, settings)
     app.before_request(reject_cross_site_writes)
     app.register_blueprint(protocol.blueprint)

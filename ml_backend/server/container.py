@@ -13,6 +13,7 @@ from ml_backend.jobs.services.patterns import Patterns
 from ml_backend.jobs.services.reviews import Reviews
 from ml_backend.server.drawing import DrawingService
 from ml_backend.server.metrics import Metrics
+from ml_backend.server.people import People
 from ml_backend.server.prediction_service import PredictionService
 from ml_backend.server.webhooks import WebhookReceiver
 
@@ -52,6 +53,10 @@ class WebContainer(Container):
     @cached_property
     def patterns(self) -> Patterns:
         return Patterns(self)
+
+    @cached_property
+    def people(self) -> People:
+        return People(self.settings.label_studio_url, self.storage)
 
     @cached_property
     def reviews(self) -> Reviews:

@@ -22,7 +22,7 @@ def check_exposure(settings: Settings) -> None:
     Raises:
         ConfigError: this process listens at an address that other machines reach, and no credentials are set.
     """
-    if settings.basic_auth:
+    if settings.basic_auth or (settings.sign_in and settings.project_tokens):
         return
     exposed = sorted({address for address in _listening_addresses() if not _is_loopback(address)})
     if not exposed:
@@ -34,8 +34,8 @@ def check_exposure(settings: Settings) -> None:
     if not settings.allow_anonymous:
         raise ConfigError(
             danger,
-            "Set BASIC_AUTH_USER and BASIC_AUTH_PASS, or bind it to 127.0.0.1. If something else keeps strangers "
-            "away, set ALLOW_ANONYMOUS=true.",
+            "Set BASIC_AUTH_USER and BASIC_AUTH_PASS (or SIGN_IN and PROJECT_TOKENS), or bind it to 127.0.0.1. If "
+            "something else keeps strangers away, set ALLOW_ANONYMOUS=true.",
         )
     log.warning("%s ALLOW_ANONYMOUS permits it.", danger)
 

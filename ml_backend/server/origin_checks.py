@@ -1,26 +1,18 @@
-"""Access control: Basic auth, and protection against CSRF and DNS rebinding."""
+"""Protection against CSRF and DNS rebinding."""
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
-import math
 import re
 import socket
-import threading
-import time
-from collections import OrderedDict, deque
 from urllib.parse import urlsplit
 
-from flask import Flask, Response, request
+from flask import Flask, request
 from werkzeug.sansio.utils import host_is_trusted
 
 from ml_backend.core.settings import Settings
-from ml_backend.server.problems import CrossSite, ForeignName, is_api, problem
+from ml_backend.server.problems import CrossSite, ForeignName
 
-#: Wrong credentials that an address may send within :data:`TRIES_S` seconds.
-MAX_TRIES, TRIES_S = 10, 60.0
-_MAX_ADDRESSES = 10_000
 #: Values of Sec-Fetch-Site for pages of this server and for addresses that a person typed.
 _SAME_SITE = ("same-origin", "none")
 #: Headers that browsers add and a page cannot remove. The first two are missing on plain-HTTP requests that look
@@ -101,64 +93,6 @@ def require_known_host(app: Flask, settings: Settings) -> None:
                 f"The host name {host[:80]!r} is not allowed.",
                 "Use the server's IP address, or add the name to ALLOWED_HOSTS.",
             )
-
-
-def require_basic_auth(app: Flask, settings: Settings) -> None:
-    """Answer 401 to requests without the configured credentials, on every route but /health and /ready.
-
-    As with label-studio-ml, health checks need no credentials. Their answers hold no secret. An address that has sent
-    :data:`MAX_TRIES` wrong ones within a minute gets 429, whatever it sends, until the first of them is a minute old.
-    """
-    if settings.basic_auth is None:
-        return
-    expected = ":".join(settings.basic_auth).encode()
-    failures = _Failures()
-
-    @app.before_request
-    def check() -> Response | None:
-        if request.path in ("/health", "/ready"):
-            return None
-        auth, address = request.authorization, request.remote_addr or ""
-        if auth and (wait_s := failures.wait_s(address)):
-            detail = "Wrong credentials were sent too often."
-            refused = problem(429, detail, f"Try again in {wait_s} s.") if is_api() else Response(detail, 429)
-            refused.headers["Retry-After"] = str(wait_s)
-            return refused
-        given = f"{auth.username}:{auth.password}" if auth and auth.type == "basic" else ""
-        # As bytes, since compare_digest refuses non-ASCII text.
-        if hmac.compare_digest(given.encode(), expected):
-            return None
-        if auth:
-            failures.note(address)
-        response = Response("Unauthorized", 401)
-        if is_api():
-            response = problem(
-                401, "The credentials are missing or wrong.", "Send BASIC_AUTH_USER and BASIC_AUTH_PASS."
-            )
-        response.headers["WWW-Authenticate"] = 'Basic realm="Login required"'
-        return response
-
-
-class _Failures:
-    """The times of failed logins by address; of the addresses that failed last."""
-
-    def __init__(self) -> None:
-        self._times: OrderedDict[str, deque[float]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def note(self, address: str) -> None:
-        with self._lock:
-            self._times.setdefault(address, deque(maxlen=MAX_TRIES)).append(time.monotonic())
-            self._times.move_to_end(address)
-            if len(self._times) > _MAX_ADDRESSES:
-                self._times.popitem(last=False)
-
-    def wait_s(self, address: str) -> int:
-        """Return the seconds until the next try of an address; 0 if it may try now."""
-        with self._lock:
-            times = self._times.get(address)
-            left = times[0] + TRIES_S - time.monotonic() if times and len(times) == MAX_TRIES else 0.0
-        return max(0, math.ceil(left))
 
 
 def _is_same_origin(url: str) -> bool:

@@ -11,9 +11,9 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from ml_backend.core.errors import BackendError, PredictionFailed, QueueUnavailable, RequestError
+from ml_backend.core.ids import MAX_ID
 from ml_backend.core.settings import Settings
 from ml_backend.db.storage import Storage
-from ml_backend.db.tables import MAX_ID
 from ml_backend.jobs.project_models import ProjectModels, ProjectModelStore
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.services.reviews import repaired_tasks, with_repairs

@@ -39,10 +39,22 @@ class CrossSite(BackendError):
     http_status = 403
 
 
+class Forbidden(BackendError):
+    """The person's role does not permit it."""
+
+    http_status = 403
+
+
 class ForeignName(BackendError):
     """The Host header names another server."""
 
     http_status = 421
+
+
+class SignedOut(BackendError):
+    """Nobody is signed in any more."""
+
+    http_status = 401
 
 
 class Unknown(BackendError):

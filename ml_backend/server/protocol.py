@@ -9,7 +9,7 @@ from flask import Blueprint, Response, current_app, jsonify, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ml_backend.core.errors import BackendError, RequestError
-from ml_backend.db.tables import MAX_ID
+from ml_backend.core.ids import MAX_ID
 
 if TYPE_CHECKING:
     from ml_backend.server.container import WebContainer
@@ -115,8 +115,16 @@ def webhook() -> tuple[Response, int]:
 @blueprint.get("/versions")
 def versions() -> Response:
     """Return model versions; with a project also its registry, its activations, and acceptance rates."""
+    from ml_backend.server.access import person
+
     project = request.args.get("project")
-    versions = services().prediction_service.versions(project_id(project) if project else None)
+    if project:
+        person().require_project(project_id(project))
+    service = services().prediction_service
+    if project or person().projects is None:
+        versions = service.versions(project_id(project) if project else None)
+    else:  # those of all projects are not for everybody
+        versions = [service.version()]
     content: dict[str, Any] = {"versions": versions}
     if project:
         registry = services().trainings.versions(project_id(project))
@@ -134,11 +142,17 @@ def use_version() -> Response:
         raise RequestError(
             "The body must have the media type application/json.", 'Send {"project": 7, "version": "v2"}.'
         )
+    from ml_backend.server.access import person, record
+
     body = _json_body()
     name = body.get("version")
     if not isinstance(name, str):
         raise RequestError("'version' must be the name of a version.", "Choose one of GET /versions?project=7.")
-    model_version = services().trainings.activate(project_id(body.get("project")), name, "POST /versions")
+    project, caller = project_id(body.get("project")), person()
+    caller.require("trainer")
+    caller.require_project(project)
+    model_version = services().trainings.activate(project, name, caller.name)
+    record("switch_model", project, name)
     return jsonify({"model_version": model_version})
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ml_backend.core.errors import BackendError, RequestError
+from ml_backend.core.ids import MAX_ID
 from ml_backend.db.storage import Storage
-from ml_backend.db.tables import MAX_ID
 from ml_backend.jobs.queue import ALL_TASKS, JobQueue
 
 log = logging.getLogger(__name__)

@@ -126,7 +126,12 @@ def test_a_webhook_without_the_credentials_connects_nothing(label_studio: Any) -
     project = client.create_project("test", CONFIG)
     hook(client, project, f"{URL}/webhook")
     for basic_auth, connected in ((None, True), (("user", "password"), False)):
-        lister = ProjectLister(label_studio.url, lambda: label_studio.token, backend_url=URL, basic_auth=basic_auth)
+        lister = ProjectLister(
+            label_studio.url,
+            lambda: label_studio.token,
+            backend_url=URL,
+            credentials={project: basic_auth}.get,
+        )
         assert next(item for item in lister.projects() if item["id"] == project)["connected"] is connected
 
 

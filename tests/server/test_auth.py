@@ -17,9 +17,9 @@ from flask.testing import FlaskClient
 from ml_backend.cli.dev_stack.preflight import ROOT, free_port
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.settings import Settings
+from ml_backend.server.access import MAX_TRIES, TRIES_S
 from ml_backend.server.app import create_app
 from ml_backend.server.exposure import check_exposure
-from ml_backend.server.origin_checks import MAX_TRIES, TRIES_S
 from tests.builders import environment
 
 ROUTES = [

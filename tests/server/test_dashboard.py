@@ -26,7 +26,7 @@ from ml_backend.server.app import create_app
 from ml_backend.server.dashboard import charts, texts
 from ml_backend.server.dashboard.forms import ACTIONS
 from ml_backend.server.dashboard.parts import PARTS, history
-from ml_backend.server.dashboard.state import STEPS
+from ml_backend.server.dashboard.state import ACCESS, STEPS
 from ml_backend.training.retention import remove_old_weights
 from tests.builders import CONFIG, NO_RECTANGLE, outside
 from tests.server.control import Room, answer_as_label_studio, promoted, proposed
@@ -118,7 +118,7 @@ def test_programs_get_health(room: Room, accept: str | None) -> None:
 
 
 def test_browsers_get_a_page_that_runs_only_its_own_script(room: Room) -> None:
-    for step in STEPS:
+    for step in (*STEPS, ACCESS):
         answer = room.client.get(f"/?project=7&step={step}", headers=BROWSER)
         text = answer.get_data(as_text=True)
         policy = answer.headers["Content-Security-Policy"]
@@ -330,7 +330,7 @@ def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
     }
     groups = ("kind_", "state_", "stage_", "mode_", "loss_", "step_", "theme_", "format_", "predictions_")
     groups += ("acceptance_", "curve_", "draw_", "video_", "source_", "policy_", "track_", "tracks_")
-    groups += ("fault_", "do_", "did_", "split_here", "swap_here", "end_here")
+    groups += ("action_", "role_", "fault_", "do_", "did_", "split_here", "swap_here", "end_here")
     assert {name for name in known - used if not name.startswith(groups)} == {"hours", "minutes", "seconds"}
 
 
@@ -448,7 +448,7 @@ def test_every_part_is_drawn_where_it_is(hostile: Room) -> None:
     """Also within a form, whose target is inherited."""
     parts = [
         found
-        for step in (*STEPS, "repair&timeline=1")
+        for step in (*STEPS, "repair&timeline=1", ACCESS)
         for found in re.findall(r'<div id="part-[^>]*>', page(hostile, f"/?project=7&step={step}"))
     ]
     assert len({found.split('"')[1] for found in parts}) == len(PARTS) - 1, "exemplars are drawn within patterns"

@@ -81,7 +81,7 @@ def connect(stack: Stack, client: LabelStudioClient, project_id: int) -> None:
         StartError: Label Studio refuses the connection; the hint is the end of the backend's log.
     """
     try:
-        client.connect_backend(project_id, stack.backend.url, stack.basic_auth)
+        client.connect_backend(project_id, stack.backend.url, stack.credentials(project_id))
     except LabelStudioError as error:
         raise StartError(error.message, f"The end of {stack.backend.log_path}:\n{stack.backend.tail(5)}") from error
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 from ml_backend.cli.dev_stack.environment import MODEL_SETTINGS, base_environment
 from ml_backend.cli.dev_stack.guardian import MARK, start_guardian, sweep
@@ -180,7 +180,7 @@ class Stack:
 
     def settings_environment(self, token: str = "") -> dict[str, str]:
         """Return settings that make another process use this stack and its models."""
-        chosen = {name.upper() for name in MODEL_SETTINGS} & self.backend.environment.keys()
+        chosen = {"PROJECT_TOKENS", *(name.upper() for name in MODEL_SETTINGS)} & self.backend.environment.keys()
         credentials = dict(zip(("BASIC_AUTH_USER", "BASIC_AUTH_PASS"), self.basic_auth or (), strict=False))
         return (
             {name: self.backend.environment[name] for name in sorted(chosen)}
@@ -219,6 +219,14 @@ class Stack:
             "" if self.options.isolated else settings.basic_auth_pass.get_secret_value()
         )
         return (user, secret) if user and secret else None
+
+    def credentials(self, project_id: int) -> tuple[str, str] | None:
+        """Return what a project's connection to the backend carries; ``None`` if it needs nothing."""
+        from ml_backend.jobs.container import Container
+
+        values: dict[str, Any] = {name.lower(): value for name, value in self.settings_environment().items()}
+        settings = Settings(_env_file=None if self.options.isolated else ROOT / ".env", **values)
+        return Container(settings).credentials(project_id)
 
     def client(self) -> LabelStudioClient:
         """Return a client with the permissions of Label Studio's first user."""

@@ -400,9 +400,11 @@ def _webhook(project: int, url: str, hooks: Sequence[Mapping[str, Any]], setting
     hook = hooks[0]
     if not hook.get("is_active"):
         return Finding(check, "failed", "is switched off", f"{location}: switch it on.")
+    from ml_backend.jobs.container import Container
+
     if not hook.get("send_payload"):
         return Finding(check, "failed", "sends no payload", f"{location}: switch 'send payload' on.")
-    if auth := settings.basic_auth:
+    if auth := Container(settings).credentials(project):
         sent = authorization(hook)
         if sent != basic_auth_header(*auth)["Authorization"]:
             found = "carries other credentials" if sent else "carries no credentials"

@@ -21,7 +21,7 @@ from ml_backend.core.errors import StorageError
 log = logging.getLogger(__name__)
 
 #: In order; listed here so that opening an up-to-date database does not import Alembic.
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 #: Arbitrary, unlikely to be used by other programs on the PostgreSQL server: "video" in hexadecimal.
 ADVISORY_LOCK = 0x766964656F
 

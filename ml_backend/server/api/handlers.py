@@ -20,7 +20,7 @@ from flask import Response, jsonify, render_template, request, send_file
 
 import ml_backend
 from ml_backend.core.errors import BackendError, ConfigError, Conflict, QueueUnavailable, WeightsError
-from ml_backend.core.outputs import Output, OutputFacts
+from ml_backend.core.outputs import Output, OutputFacts, project_of
 from ml_backend.jobs.api_queue import agreement_name, data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
 from ml_backend.jobs.services import reviews
@@ -28,6 +28,7 @@ from ml_backend.jobs.services.connections import connect_project
 from ml_backend.jobs.worker_status import differing_settings
 from ml_backend.labeling.model_version import BASE, version_settings
 from ml_backend.review.repair_json import FRAMES_AT_ONCE, clip_name, describe_json, frames_name
+from ml_backend.server.access import person, record
 from ml_backend.server.api import requests, responses
 from ml_backend.server.api.docs_page import docs_context
 from ml_backend.server.api.routing import document, route
@@ -50,7 +51,6 @@ STATS_S = 60.0
 CACHE_S = 1.0
 #: Apps per process whose state is cached; tests create several.
 _APPS = 4
-_ACTOR = "control room"
 #: Seconds for which a request waits for a clip.
 CLIP_WAIT_S = 20.0
 #: Tasks whose tracks are cached, and for how many seconds: somebody may edit them in Label Studio.
@@ -145,10 +145,12 @@ def _engines(detector: str, workers: list[responses.Worker]) -> list[dict[str, s
 
 @route("GET", "/projects", "Overview", errors=(502,))
 def projects() -> responses.ProjectList:
-    """List the Label Studio projects that the configured token may see."""
+    """List the projects. Those that Label Studio shows to the configured token, and to the person who has signed in."""
     container = services()
     rows: list[Any] = []
     for item in container.lister.projects():
+        if not person().sees(item["id"]):
+            continue
         trained = container.projects.trained(item["id"])
         active = {"mode": container.projects.mode(item["id"]), "version": trained.name if trained else BASE}
         rows.append(item | active | {"policy": asdict(container.trainings.policy(item["id"]))})
@@ -174,7 +176,7 @@ def memory_status() -> responses.Memory:
     return {"workers": services().worker_status.status()}
 
 
-@route("POST", "/optimize_memory", "Models", 202)
+@route("POST", "/optimize_memory", "Models", 202, role="admin")
 def optimize_memory(body: requests.NoFields) -> responses.Optimizing:
     """Unload idle models.
 
@@ -205,7 +207,7 @@ def switch_model(body: requests.SwitchModel) -> responses.Switched:
     container.lister.check(body.project)
     before = container.projects.models(body.project).version
     if body.version is not None:  # first, since it may be rejected
-        container.trainings.activate(body.project, body.version, _ACTOR)
+        container.trainings.activate(body.project, body.version, person().name)
     if body.mode is not None:
         container.patterns.switch(body.project, "" if body.mode == "default" else body.mode)
     return _switched(container, body.project, before)
@@ -216,7 +218,7 @@ def load_custom_model(body: requests.LoadCustomModel) -> responses.Loading:
     """Use a trained version. Only versions in the registry, not files. Sending it again changes nothing."""
     container = services()
     container.lister.check(body.project)  # first, since nothing is activated in vain
-    model_version = container.trainings.activate(body.project, body.version, _ACTOR)
+    model_version = container.trainings.activate(body.project, body.version, person().name)
     job = requested(container.api_queue.init_models(body.project))["job"]
     return {"version": body.version, "model_version": model_version, "job": job}
 
@@ -410,7 +412,7 @@ def rollback(body: requests.Rollback) -> responses.Switched:
     if name != body.instead_of:
         raise Conflict(f"{name} is in use, not {body.instead_of}.", "Fetch the versions again.")
     before = container.projects.models(body.project).version
-    container.trainings.rollback(body.project, _ACTOR)
+    container.trainings.rollback(body.project, person().name)
     return _switched(container, body.project, before)
 
 
@@ -422,7 +424,7 @@ def decline(body: requests.DeclineVersion) -> responses.Declined:
     is no longer proposed.
     """
     container = services()
-    container.trainings.decline(body.project, body.version, _ACTOR)
+    container.trainings.decline(body.project, body.version, person().name)
     current = container.registry.current(body.project)
     return {"declined": body.version, "current": current.name if current else BASE}
 
@@ -457,7 +459,7 @@ def version_clip(query: requests.OfProject, version: requests.TrainedName, numbe
 # -- predictions, and generated files
 
 
-@route("POST", "/auto_label", "Auto-label", 202)
+@route("POST", "/auto_label", "Auto-label", 202, role="annotator")
 def auto_label(body: requests.AutoLabel) -> responses.JobAnswer:
     """Request predictions.
 
@@ -467,7 +469,7 @@ def auto_label(body: requests.AutoLabel) -> responses.JobAnswer:
     return requested(services().api_queue.auto_label(body.project, body.tasks or []))
 
 
-@route("POST", "/create_annotated_video", "Review and export", 202)
+@route("POST", "/create_annotated_video", "Review and export", 202, role="annotator")
 def create_annotated_video(body: requests.AnnotatedVideo) -> responses.JobAnswer:
     """Render a video with boxes.
 
@@ -477,7 +479,7 @@ def create_annotated_video(body: requests.AnnotatedVideo) -> responses.JobAnswer
     return requested(services().api_queue.render(body.project, body.task, body.source))
 
 
-@route("POST", "/create_custom_model_video", "Review and export", 202)
+@route("POST", "/create_custom_model_video", "Review and export", 202, role="annotator")
 def create_custom_model_video(body: requests.CustomModelVideo) -> responses.JobAnswer:
     """Render a trained version's predictions.
 
@@ -499,7 +501,7 @@ def create_custom_model_video(body: requests.CustomModelVideo) -> responses.JobA
     return requested(container.api_queue.render_custom(body.project, body.task, body.version or ""))
 
 
-@route("POST", "/export", "Review and export", 202)
+@route("POST", "/export", "Review and export", 202, role="annotator")
 def export(body: requests.Export) -> responses.JobAnswer:
     """Export a project. Rows of JSON, or a dataset as a zip archive. A later request makes another file."""
     queue = services().api_queue
@@ -518,11 +520,13 @@ def _file(output: Output) -> Any:
     return {"name": output.name, "bytes": output.bytes, "created_at": output.created_at.isoformat(), **facts}
 
 
-@route("DELETE", "/files/<filename>", "Review and export")
+@route("DELETE", "/files/<filename>", "Review and export", audited=False)
 def delete_file(filename: requests.FileName) -> responses.Deleted:
     """Delete a rendered video or an export. For a file that was deleted already, 404 is returned."""
-    if not services().outputs.delete(filename):
+    project = project_of(filename)
+    if not person().sees(project) or not services().outputs.delete(filename):
         raise Unknown(f"There is no file {filename}.", "It may have been deleted; GET /api/files lists the others.")
+    record("delete_file", project, filename)
     return {"deleted": filename}
 
 
@@ -540,9 +544,11 @@ def download(filename: requests.FileName) -> Response:
 
     By the name in a job's result, or in the list of files. The oldest files are deleted when all exceed OUTPUTS_GB.
     """
-    path = services().outputs.find(filename)
+    project = project_of(filename)
+    path = services().outputs.find(filename) if person().sees(project) else None
     if path is None:
         raise Unknown("There is no such file.", "Request it again; old files are deleted.")
+    record("download", project, filename, once=True)
     return _send_file(path)
 
 
@@ -633,7 +639,7 @@ def moment_clip(query: requests.OfProject, moment_id: requests.MomentId) -> Resp
     return _send_file(path)
 
 
-@route("POST", "/repairs", "Review", errors=(409,))
+@route("POST", "/repairs", "Review", errors=(409,), role="annotator")
 def repair(body: requests.AnswerMoment) -> responses.Repair:
     """Answer a moment.
 
@@ -642,7 +648,7 @@ def repair(body: requests.AnswerMoment) -> responses.Repair:
     made, which counts from then on; the person's own stays. If the task has changed since the moment was found, or
     somebody else has decided it, 409 is returned and nothing is changed.
     """
-    answer = reviews.Answer(body.action, body.by or _user(), body.frame, body.region, body.label)
+    answer = reviews.Answer(body.action, _by(body.by), body.frame, body.region, body.label)
     return _decision(services().reviews.decide(body.project, body.moment, answer))
 
 
@@ -750,14 +756,14 @@ def _frames(container: WebContainer, project: int, task: int, key: str, first: i
     return found
 
 
-@route("POST", "/repairs/tracks", "Review", errors=(409,))
+@route("POST", "/repairs/tracks", "Review", errors=(409,), role="annotator")
 def repair_tracks(body: requests.RepairTracks) -> responses.Repair:
     """Repair tracks by hand.
 
     All of them at once, or none, as the answer to a moment does: a prediction is replaced, of an annotation another
     version is made. If a track has changed since it was read, or the repair changes nothing in it, 409 is returned.
     """
-    answer = reviews.Answer(body.action, body.by or _user(), body.frame, label=body.label)
+    answer = reviews.Answer(body.action, _by(body.by), body.frame, label=body.label)
     seen = {track.region: track.digest for track in body.tracks}
     wanted = reviews.ManualRepair(body.task, body.annotation or 0, seen, answer)
     return _decision(services().reviews.repair(body.project, wanted))
@@ -775,26 +781,26 @@ def similar_moments(query: requests.FindSimilarMoments) -> responses.SimilarMome
     return {"project": query.project, "repair": query.repair, "moments": found, "total": total}
 
 
-@route("POST", "/repairs/similar", "Review", errors=(409,))
+@route("POST", "/repairs/similar", "Review", errors=(409,), role="annotator")
 def accept_similar(body: requests.AcceptSimilar) -> responses.SimilarAccepted:
     """Accept the moments like an accepted one.
 
     Each with its own proposed repair, 50 at most. What has changed meanwhile is left out, and named. They are undone at
     once.
     """
-    decision, left_out = services().reviews.accept_similar(body.project, body.repair, body.by or _user())
+    decision, left_out = services().reviews.accept_similar(body.project, body.repair, _by(body.by))
     named = [responses.LeftOut(moment=moment, reason=reason) for moment, reason in left_out]
     return {"repair": _decision(decision), "left_out": named}
 
 
-@route("POST", "/repairs/undo", "Review", errors=(409,))
+@route("POST", "/repairs/undo", "Review", errors=(409,), role="annotator")
 def undo_repair(body: requests.UndoRepair) -> responses.Repair:
     """Undo a decision.
 
     What the repair changed is put back, with all that was changed at once, unless it was changed again; then 409 is
     returned. A dismissed or skipped moment returns to the queue.
     """
-    return _decision(services().reviews.undo(body.project, body.repair, body.by or _user()))
+    return _decision(services().reviews.undo(body.project, body.repair, _by(body.by)))
 
 
 @route("GET", "/repairs", "Review")
@@ -845,9 +851,10 @@ def agreement(query: requests.MeasureAgreement) -> tuple[responses.Agreements, i
     }, 200 if created_at else 202
 
 
-def _user() -> str:
-    """Return the user of Basic auth."""
-    return (request.authorization.username if request.authorization else None) or _ACTOR
+def _by(given: str | None) -> str:
+    """Return under which name a decision is recorded: people who have signed in have one."""
+    caller = person()
+    return caller.name if caller.session_id or not given else given
 
 
 # -- jobs
@@ -856,7 +863,12 @@ def _user() -> str:
 @route("GET", "/jobs", "Jobs")
 def jobs(query: requests.ListJobs) -> responses.JobList:
     """List running, waiting, failed and recently ended jobs."""
-    matching = [item for item in all_jobs(services()) if query.project in (None, item["project"])]
+    caller = person()
+    matching = [
+        item
+        for item in all_jobs(services())
+        if query.project in (None, item["project"]) and caller.sees(item["project"])
+    ]
     return {"jobs": matching[: query.limit], "total": len(matching)}
 
 
@@ -866,18 +878,23 @@ def job(job_id: requests.JobId) -> responses.Job:
     return _existing(services().jobs.get(job_id))
 
 
-@route("DELETE", "/jobs/<job_id>", "Jobs", errors=(409,))
+@route("DELETE", "/jobs/<job_id>", "Jobs", errors=(409,), role="annotator", audited=False)
 def cancel(job_id: requests.JobId) -> responses.Job:
     """Cancel a job.
 
     A waiting job is removed; a running one stops within seconds, and is `cancelling` until then. For an ended job, 409
     is returned.
     """
-    return _existing(services().jobs.cancel(job_id))
+    found = _existing(services().jobs.get(job_id))
+    if found["kind"] == "train":
+        person().require("trainer")
+    cancelled = _existing(services().jobs.cancel(job_id))
+    record("cancel", found["project"], found["kind"])
+    return cancelled
 
 
 def _existing(job: Any) -> responses.Job:
-    if job is None:
+    if job is None or not person().sees(job["project"]):
         raise Unknown("There is no such job.", "Choose one of GET /api/jobs; results are kept for a week.")
     return job  # type: ignore[no-any-return]
 
@@ -898,11 +915,53 @@ def _iso(timestamp: float | None) -> str | None:
     )
 
 
+# -- access
+
+
+@route("GET", "/people", "Access", role="admin")
+def people() -> responses.People:
+    """List people and their roles. Everybody who has signed in, or has been given a role."""
+    return {"people": [_person(row) for row in services().people.all()]}
+
+
+@route("POST", "/people", "Access", role="admin", errors=(409,))
+def give_role(body: requests.GiveRole) -> responses.Person:
+    """Give a person a role.
+
+    It counts at once. The default is admin for the owner of Label Studio's organisation, else annotator. Nobody can
+    change their own role.
+    """
+    caller = person()
+    if body.name == caller.name:
+        raise Conflict("This is your own role.", "Ask another admin, or send BASIC_AUTH_USER and BASIC_AUTH_PASS.")
+    services().people.give(body.name, None if body.role == "default" else body.role, caller.name)
+    return next(_person(row) for row in services().people.all() if row["name"] == body.name)
+
+
+def _person(row: Mapping[str, Any]) -> responses.Person:
+    facts: Any = dict(row)
+    facts["signed_in_at"] = row["signed_in_at"].isoformat() if row["signed_in_at"] else None
+    return facts  # type: ignore[no-any-return]
+
+
+@route("GET", "/audit", "Access", role="admin")
+def audit(query: requests.ListActions) -> responses.Actions:
+    """List who did what. Newest first; the oldest are removed when there are more than twenty thousand."""
+    rows, total = services().audit.find(query.project, query.limit, query.offset)
+    return {"actions": [_action(row) for row in rows], "total": total}
+
+
+def _action(row: Mapping[str, Any]) -> responses.Action:
+    facts: Any = {**row, "at": row["at"].isoformat()}
+    return facts  # type: ignore[no-any-return]
+
+
 # -- this API
 
 
 def _document() -> dict[str, Any]:
-    return document(auth=services().settings.basic_auth is not None)
+    settings = services().settings
+    return document(auth=settings.basic_auth is not None, sign_in=settings.sign_in)
 
 
 @route("GET", "/openapi.json", "This API")

@@ -21,6 +21,7 @@ from ml_backend.core.outputs import NAME
 from ml_backend.core.settings import Mode
 from ml_backend.datasets.formats import FormatName
 from ml_backend.review.kinds import MomentKind
+from ml_backend.server.access import Role
 
 
 def _whole(value: Any) -> Any:
@@ -349,3 +350,26 @@ class MeasureAgreement(OfProject):
 
     model: Annotated[bool, Field(description="Count the newest prediction of each task as an annotator, too.")] = False
     fresh: Annotated[bool, Field(description="Measure again.")] = False
+
+
+class GiveRole(RequestModel):
+    """A person's role."""
+
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=255,
+            pattern=_NO_NUL,
+            description="E-mail address in Label Studio.",
+            examples=["someone@example.org"],
+        ),
+    ]
+    role: Literal[Role, "default"]
+
+
+class ListActions(OfAnyProject):
+    """Selects actions."""
+
+    limit: Annotated[int, Field(ge=1, le=500, description="Maximum number of results.")] = 100
+    offset: Annotated[int, Field(ge=0, lt=1 << 31, description="Number of results to leave out.")] = 0

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import NotRequired, TypedDict
 
 from ml_backend.review.kinds import MomentKind
+from ml_backend.server.access import Role
 
 Iso = Annotated[str, Field(description="ISO 8601 timestamp with time zone.")]
 JobState = Literal["queued", "waiting", "running", "cancelling", "finished", "failed", "cancelled"]
@@ -511,3 +512,37 @@ class Agreements(Answer):
     measured_at: Annotated[Iso | None, Field(description="null until the job has finished.")]
     pairs: list[PairAgreement]
     job: Annotated[Job | None, Field(description="Measures; null once it has finished.")]
+
+
+class Person(Answer):
+    """A person and their role."""
+
+    name: str
+    role: Role
+    is_default: Annotated[bool, Field(description="Whether no admin has given it.")]
+    given_by: str | None
+    signed_in_at: Iso | None
+
+
+class People(Answer):
+    """People, by name."""
+
+    people: list[Person]
+
+
+class Action(Answer):
+    """What somebody did."""
+
+    id: int
+    at: Iso
+    who: str
+    action: str
+    project: int | None
+    detail: str
+
+
+class Actions(Answer):
+    """Actions, newest first."""
+
+    actions: list[Action]
+    total: int

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from http import HTTPStatus
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -18,6 +18,7 @@ from flask import Blueprint, Response, jsonify, request
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import ml_backend
+from ml_backend.server.access import COOKIE, Role, person, record_fields
 from ml_backend.server.api import responses
 from ml_backend.server.api.requests import NoQuery
 from ml_backend.server.origin_checks import reject_cross_site
@@ -46,6 +47,7 @@ class Route:
         form: model of a multipart body, which the handler reads itself.
         media: media types of the response.
         headers: request headers that the handler reads.
+        role: that a signed-in person needs.
         query, body: models of the handler's parameters of these names.
         path_params: validators of the path's parameters, by name.
         response: type of the JSON response; ``None`` for other responses.
@@ -61,6 +63,7 @@ class Route:
     form: type[BaseModel] | None
     media: tuple[str, ...]
     headers: tuple[str, ...]
+    role: Role
     query: type[BaseModel] | None
     body: type[BaseModel] | None
     path_params: Mapping[str, TypeAdapter[str]]
@@ -89,8 +92,37 @@ def route(
     form: type[BaseModel] | None = None,
     media: tuple[str, ...] = ("application/json",),
     headers: tuple[str, ...] = (),
+    role: Role | None = None,
+    audited: bool = True,
 ) -> Callable[[Handler], Handler]:
-    """Register a handler and return it unchanged. For the arguments see :class:`Route`."""
+    """Register a handler, and return it with a check of who calls it, which the page's calls pass, too.
+
+    For the arguments see :class:`Route`.
+
+    Args:
+        role: by default viewer for GET, else trainer.
+        audited: whether calls are recorded, unless the method is GET.
+    """
+    needed: Role = role or ("viewer" if method == "GET" else "trainer")
+
+    def guard(handler: Handler, name: str) -> Handler:
+        @wraps(handler)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            caller = person()
+            caller.require(needed)
+            models = [value for value in (*args, *kwargs.values()) if isinstance(value, BaseModel)]
+            for model in models:
+                if project := getattr(model, "project", None):
+                    caller.require_project(project)
+            result = handler(*args, **kwargs)
+            if method != "GET" and audited:
+                told = {key: value for key, value in kwargs.items() if isinstance(value, str)}
+                told |= {key: value for model in models for key, value in model.model_dump(mode="json").items()}
+                record_fields(name, told)
+            return result
+
+        guarded.role = needed  # type: ignore[attr-defined]
+        return guarded  # type: ignore[return-value]
 
     def add(handler: Handler) -> Handler:
         hints = get_type_hints(handler, include_extras=True)
@@ -98,11 +130,12 @@ def route(
         returned = get_args(returned)[0] if get_origin(returned) is tuple else returned  # content and status
         path_params = {name: TypeAdapter(hint) for name, hint in hints.items()}
         response = None if returned is Response else returned
-        options = (method, path, handler, tag, statuses or (200,), errors, starts_job, form, media, headers)
+        guarded = guard(handler, handler.__name__)
+        options = (method, path, guarded, tag, statuses or (200,), errors, starts_job, form, media, headers, needed)
         added = Route(*options, query, body, path_params, response)
         ROUTES.append(added)
         blueprint.add_url_rule(path, added.name, _view(added), methods=[method])
-        return handler
+        return guarded
 
     return add
 
@@ -186,11 +219,12 @@ def validation_errors(noun: str, hint: str = "See /api/docs.") -> Iterator[None]
 
 
 @cache
-def document(*, auth: bool) -> dict[str, Any]:
+def document(*, auth: bool, sign_in: bool = False) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of all routes.
 
     Args:
         auth: whether Basic auth is required.
+        sign_in: whether people may sign in instead.
     """
     types: set[Any] = {
         responses.Problem,
@@ -214,14 +248,18 @@ def document(*, auth: bool) -> dict[str, Any]:
         "paths": paths,
         "components": {"schemas": dict(sorted(definitions["$defs"].items()))},
     }
-    if auth:
-        openapi["components"]["securitySchemes"] = {"basic": {"type": "http", "scheme": "basic"}}
-        openapi["security"] = [{"basic": []}]
+    schemes: dict[str, dict[str, str]] = {"basic": {"type": "http", "scheme": "basic"}} if auth else {}
+    schemes |= {"session": {"type": "apiKey", "in": "cookie", "name": COOKIE}} if sign_in else {}
+    if schemes:
+        openapi["components"]["securitySchemes"] = schemes
+        openapi["security"] = [{name: []} for name in schemes]
     return openapi
 
 
 def _operation(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     summary, _, description = " ".join((route.handler.__doc__ or "").split()).partition(". ")
+    if route.role != "viewer":
+        description += f" Needs the role {route.role} where people sign in."
     if route.response is responses.JobAnswer:
         description += " Repeating the request while its job waits or runs returns the same job."
     operation: dict[str, Any] = {
@@ -239,9 +277,9 @@ def _operation(route: Route, schemas: Mapping[Any, Any]) -> dict[str, Any]:
             }
     errors = {*_COMMON_ERRORS, *route.errors}
     errors |= _WRITE_ERRORS if route.writes else set()
-    errors |= {403} if route.starts_job else set()
+    errors |= {403} if route.starts_job or route.role != "viewer" else set()
     names_project = "project" in getattr(route.body or route.form or route.query, "model_fields", ())
-    errors |= _PROJECT_ERRORS if names_project and (route.writes or route.starts_job) else set()
+    errors |= _PROJECT_ERRORS if names_project else set()
     errors |= {404} if route.path_params else set()
     content = {media_type: {"schema": schemas.get(route.response, {})} for media_type in route.media}
     problem = {MEDIA_TYPE: {"schema": schemas[responses.Problem]}}

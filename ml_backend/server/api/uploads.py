@@ -16,6 +16,7 @@ from werkzeug.formparser import FormDataParser
 from ml_backend.core.errors import BackendError, StorageError
 from ml_backend.core.files import VIDEO_SUFFIXES, file_sha256
 from ml_backend.core.outputs import GB, UPLOAD_PREFIX
+from ml_backend.server.access import person, record
 from ml_backend.server.api import requests, responses
 from ml_backend.server.api.handlers import requested
 from ml_backend.server.api.routing import route, validation_errors
@@ -41,7 +42,7 @@ class Upload(TypedDict):
     error: BackendError | None
 
 
-@route("POST", "/upload_video", "Label", 202, form=requests.Upload)
+@route("POST", "/upload_video", "Label", 202, form=requests.Upload, role="annotator", audited=False)
 def upload_video() -> responses.JobAnswer:
     """Upload a video.
 
@@ -78,7 +79,10 @@ def _upload(max_files: int) -> list[Upload]:
         size = min(request.content_length or 0, limit)  # larger files are rejected below
         if size + _RESERVED > shutil.disk_usage(folder).free:
             raise StorageError(f"There is no room for {size / 1e9:.1f} GB.", "Free some disk space.")
+        caller = person()
+        caller.require("annotator")  # before the body is read
         project, files = _receive(folder, limit, max_files)
+        caller.require_project(project)
         services().lister.check(project)
         return [_import(project, path, safe_name(filename)) for path, filename in files]
     except OSError as error:
@@ -103,6 +107,7 @@ def _import(project: int, path: Path, name: str) -> Upload:
     upload_id = f"{project}-{file_sha256(path)[:16]}"
     services().uploads.add(path, upload_id, name)
     job: Any = services().api_queue.import_video(project, upload_id, name)
+    record("upload_video", project, name)
     return {"name": name, "job": job, "error": None}
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_type_hints
 from flask import request
 from pydantic import Field, model_validator
 
+from ml_backend.server.access import Role, person
 from ml_backend.server.api import handlers, requests, responses, uploads
 from ml_backend.server.api.routing import validation_errors
 from ml_backend.server.problems import Invalid, Unknown
@@ -92,7 +93,29 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "accept_similar": handlers.accept_similar,
     "undo_repair": handlers.undo_repair,
     "upload": uploads.upload_videos,
+    "give_role": handlers.give_role,
 }
+
+
+#: Handlers that say which role a button needs, where that is not its own one.
+_ROLES_OF: Mapping[str, Callable[..., Any]] = {
+    "use": handlers.switch_model,
+    "auto_label": handlers.auto_label,
+    "cancel": handlers.cancel,
+    "delete_file": handlers.delete_file,
+    "repair_tracks": handlers.repair_tracks,
+    "upload": uploads.upload_video,
+}
+
+
+def may(name: str, kind: str = "") -> bool:
+    """Return whether the current person may press a button.
+
+    Args:
+        kind: of the job that it cancels.
+    """
+    role: Role = "trainer" if kind == "train" else _ROLES_OF.get(name, ACTIONS[name]).role  # type: ignore[attr-defined]
+    return person().may(role)
 
 
 def jobs_of(answer: Mapping[str, Any]) -> list[responses.Job]:

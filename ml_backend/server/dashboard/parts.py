@@ -18,6 +18,7 @@ from ml_backend.core.errors import BackendError, LabelStudioError
 from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.labeling.model_version import BASE
 from ml_backend.review.repair_json import ACCEPT
+from ml_backend.server.access import ROLES, person
 from ml_backend.server.api import handlers, requests, responses
 from ml_backend.server.api.routing import validation_errors
 from ml_backend.server.dashboard import charts
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 Context = dict[str, Any]
 #: Rows per page, and live jobs.
 TASKS, JOBS = 20, 12
+#: Actions on a page.
+ACTIONS = 50
 #: Thumbnails of a label at first, and on request.
 FEW, MANY = 6, 60
 #: Labels with thumbnails at first; others on request.
@@ -426,6 +429,22 @@ def _files(state: PageState) -> Context:
     }
 
 
+# -- access
+
+
+def _people(state: PageState) -> Context:
+    return {"people": handlers.people()["people"], "roles": ROLES, "me": person().name}
+
+
+def _audit(state: PageState) -> Context:
+    only = state.project if state.values.get("only") == "1" else None
+    number = state.number("page-audit")
+    query = requests.ListActions(project=only, limit=ACTIONS, offset=ACTIONS * (number - 1))
+    found = handlers.audit(query)
+    pages = max(-(-found["total"] // ACTIONS), 1)
+    return {"actions": found["actions"], "only": only, "page": number, "pages": pages}
+
+
 def change_digests(project: int | None) -> dict[str, str]:
     """Return a digest for each name in :attr:`PagePart.reload_on`, which changes with what the name stands for.
 
@@ -478,4 +497,6 @@ PARTS: Mapping[str, PagePart] = {
     "moments": PagePart(_moments, ("moments",), starts_job=True),
     "timeline": PagePart(_timeline, ("moments",)),
     "frame": PagePart(_frame, ("moments",)),
+    "people": PagePart(_people, needs_project=False),
+    "audit": PagePart(_audit, ("states", "files", "current"), needs_project=False),
 }

@@ -10,6 +10,7 @@ from flask import request
 
 from ml_backend.core.errors import BackendError
 from ml_backend.label_studio.client import NotFound
+from ml_backend.server.access import person
 from ml_backend.server.api import handlers, responses
 from ml_backend.server.dashboard.notices import read_dismissed, read_requested
 from ml_backend.server.dashboard.texts import LANGUAGES
@@ -18,6 +19,8 @@ from ml_backend.server.problems import CrossSite, as_backend_error
 from ml_backend.server.protocol import services
 
 STEPS = ("label", "learn", "auto", "repair", "review")
+#: Shown like a step, to admins: people, their roles, and what was done.
+ACCESS = "access"
 #: Cookie and query parameter of the name under which repairs are recorded.
 REVIEWER = "reviewer"
 _MAX_NAME = 100
@@ -92,7 +95,9 @@ def read_state(*, whole: bool) -> PageState:
     step, theme, lang = values.get("step", ""), request.cookies.get("theme", ""), request.cookies.get("lang", "")
     if lang not in LANGUAGES:
         lang = request.accept_languages.best_match(list(LANGUAGES)) or "en"
-    step, theme = step if step in STEPS else STEPS[0], theme if theme in THEMES else ""
+    if step not in (*STEPS, *([ACCESS] if person().may("admin") else [])):
+        step = STEPS[0]
+    theme = theme if theme in THEMES else ""
     state = PageState(
         step,
         lang,
@@ -105,6 +110,11 @@ def read_state(*, whole: bool) -> PageState:
         read_dismissed(request.cookies),
         reviewer=unquote(request.cookies.get(REVIEWER, ""))[:_MAX_NAME],
     )
+    try:
+        if state.project and not person().sees(state.project):
+            return replace(state, unknown_project=state.project)
+    except BackendError as error:
+        return replace(state, problem=error, unknown_project=state.project)
     if projects and state.project and not state.chosen:
         try:
             services().lister.check(state.project)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import cache
 from hashlib import sha256
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import quote, urlencode
 
-from flask import Blueprint, Response, jsonify, redirect, render_template, request, url_for
+from flask import Blueprint, Response, current_app, jsonify, render_template, request, url_for
 from markupsafe import Markup
 
 from ml_backend.core.errors import BackendError
+from ml_backend.label_studio.client import TokenRefused
+from ml_backend.server.access import COOKIE, LIFETIME, NOBODY, TRIES_S, FailedTries, person, record, sign_in_first
 from ml_backend.server.api import handlers
 from ml_backend.server.api.requests import ExportFormat
 from ml_backend.server.dashboard import forms, texts
@@ -25,8 +28,10 @@ from ml_backend.server.dashboard.parts import PARTS, TIMELINE_VALUES, change_dig
 from ml_backend.server.dashboard.state import REVIEWER, STEPS, THEMES, PageState, read_state
 from ml_backend.server.dashboard.texts import LANGUAGES, named, translator
 from ml_backend.server.origin_checks import accepts_html, require_same_site
-from ml_backend.server.problems import CrossSite, ForeignName, Unknown, as_backend_error
+from ml_backend.server.problems import CrossSite, ForeignName, SignedOut, Unknown, as_backend_error
 from ml_backend.server.protocol import health, services
+
+log = logging.getLogger(__name__)
 
 _STATIC = Path(__file__).parent / "static"
 blueprint = Blueprint(
@@ -68,17 +73,27 @@ def home() -> Response:
     """Return the page, or health as JSON for programs."""
     if not accepts_html():
         return health()
+    if chosen := _chosen():
+        return chosen
+    state = read_state(whole=True)
+    if isinstance(state.problem, SignedOut):
+        raise state.problem
+    return _page(state)
+
+
+def _chosen() -> Response | None:
+    """Move language, theme and reviewer from the URL to cookies; return where to go on, unless it has none of them."""
     preferences = {"lang": LANGUAGES, "theme": (*THEMES, "auto")}
     chosen = {name: request.args[name] for name, values in preferences.items() if request.args.get(name) in values}
     if REVIEWER in request.args:
         chosen[REVIEWER] = quote(request.args[REVIEWER].strip())
-    if chosen:  # move them from the URL to cookies
-        query = {name: value for name, value in request.args.items() if name not in {*preferences, REVIEWER}}
-        response = redirect(f"/?{urlencode(query)}" if query else "/", 303)
-        for name, value in chosen.items():
-            response.set_cookie(name, value, max_age=_YEAR, samesite="Lax", httponly=True)
-        return Response(response.get_data(), response.status_code, response.headers)
-    return _page(read_state(whole=True))
+    if not chosen:
+        return None
+    query = {name: value for name, value in request.args.items() if name not in {*preferences, REVIEWER}}
+    response = Response(status=303, headers={"Location": f"{request.path}{'?' * bool(query)}{urlencode(query)}"})
+    for name, value in chosen.items():
+        response.set_cookie(name, value, max_age=_YEAR, samesite="Lax", httponly=True)
+    return response
 
 
 def _page(state: PageState, said: Markup | None = None, status: int = 200) -> Response:
@@ -89,10 +104,66 @@ def _page(state: PageState, said: Markup | None = None, status: int = 200) -> Re
     return Response(_render("page/index.html", said=said or "", marks=digests, **_context(state)), status)
 
 
+@blueprint.get("/sign-in")
+def sign_in() -> Response:
+    """Return the page on which people enter a token of their Label Studio account."""
+    if not services().settings.sign_in:
+        return Response(headers={"Location": "/"}, status=303)
+    return _chosen() or _sign_in_page()
+
+
+def _sign_in_page(problem: BackendError | None = None, status: int = 200) -> Response:
+    after = request.values.get("next", "")
+    context = _context(read_state(whole=False)) | {"error": problem, "after": after if after.startswith("/?") else "/"}
+    context["refused"] = isinstance(problem, TokenRefused)
+    response = Response(_render("page/sign_in.html", **context), status)
+    if status == 429 and problem:
+        response.headers["Retry-After"] = str(round(TRIES_S))
+    return response
+
+
+@blueprint.post("/sign-in")
+def enter() -> Response:
+    """Sign in. Refused tokens are counted as wrong passwords are."""
+    container, address = services(), request.remote_addr or ""
+    if not container.settings.sign_in:
+        raise Unknown("People do not sign in here.", "SIGN_IN=true switches it on.")
+    failures: FailedTries = current_app.extensions["failed_tries"]
+    if wait_s := failures.wait_s(address):
+        return _sign_in_page(BackendError("Wrong tokens were sent too often.", f"Try again in {wait_s} s."), 429)
+    try:
+        session, cookie = container.people.sign_in(request.form.get("token", "").strip())
+    except BackendError as error:
+        log.warning("Nobody signed in from %s: %s", address, error.message)
+        if not isinstance(error, TokenRefused):
+            return _sign_in_page(error, error.http_status)
+        failures.note(address)
+        return _sign_in_page(error, 403)
+    container.audit.record(session.name, "sign_in", detail=address)
+    after = request.form.get("next", "/")
+    response = Response(status=303, headers={"Location": after if after.startswith("/?") else "/"})
+    options: dict[str, Any] = {"httponly": True, "samesite": "Lax", "max_age": LIFETIME}
+    # A proxy says that it was reached by TLS; who claims so without one only keeps the cookie from itself.
+    secure = request.is_secure or request.headers.get("X-Forwarded-Proto") == "https"
+    response.set_cookie(COOKIE, cookie, secure=secure, **options)
+    return response
+
+
+@blueprint.post("/sign-out")
+def sign_out() -> Response:
+    """End the session."""
+    if person().session_id:
+        services().people.sign_out(person().session_id)
+        record("sign_out")
+    response = Response(status=303, headers={"Location": "/sign-in"})
+    response.delete_cookie(COOKIE)
+    return response
+
+
 @blueprint.get("/ui/live")
 def live() -> Response:
     """Return the digests that the page polls every two seconds to see which parts to reload."""
-    response = jsonify(change_digests(read_state(whole=False).project))
+    response = jsonify(change_digests(_of_known_project().project))
     response.add_etag()
     response.make_conditional(request)
     return response
@@ -105,8 +176,22 @@ def part(name: str) -> Response:
         raise Unknown("There is no such part of the page.")
     if PARTS[name].starts_job:
         require_same_site()
-    state = read_state(whole=False)
+    state = _of_known_project()
     return Response(_render_part(name, state, _context(state)))
+
+
+def _of_known_project() -> PageState:
+    """Return the state of a request for something of a project.
+
+    Raises:
+        BackendError: the person may not see the project, or it is not known whether they may.
+    """
+    state = read_state(whole=False)
+    if state.problem:
+        raise state.problem
+    if state.unknown_project:
+        person().require_project(state.unknown_project)
+    return state
 
 
 @blueprint.post("/ui/do/<name>")
@@ -147,9 +232,11 @@ def dismiss() -> Response:
 def handle_error(error: Exception) -> Response:
     """Return the page with the error and its hint, or these alone."""
     failure, status = as_backend_error(error)
+    if isinstance(failure, SignedOut):
+        return sign_in_first()
     said = _render("page/problem.html", error=failure, closable=True, **_context(read_state(whole=False)))
-    # Other sites must not get the page, and the page itself may be what fails.
-    alone = isinstance(error, (CrossSite, ForeignName)) or "HX-Request" in request.headers
+    # Other sites and strangers must not get the page, and the page itself may be what fails.
+    alone = isinstance(error, (CrossSite, ForeignName)) or "HX-Request" in request.headers or person() == NOBODY
     if alone or status == 500 or (status > 500 and request.endpoint == "page.home"):
         return Response(said, status)
     return _page(read_state(whole=True), said, status)
@@ -176,6 +263,8 @@ def _context(state: PageState) -> dict[str, Any]:
         "s": state,
         "t": t,
         "steps": STEPS,
+        "person": person(),
+        "may": forms.may,
         "formats": get_args(ExportFormat),
         "languages": LANGUAGES,
         "address": lambda **changes: url_for("page.home", **(location | changes)),
