@@ -23,6 +23,7 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     DATA_DIR=/data \
+    XDG_CACHE_HOME=/data/cache \
     YOLO_AUTOINSTALL=false \
     YOLO_CONFIG_DIR=/data/ultralytics \
     MPLCONFIGDIR=/data/matplotlib \

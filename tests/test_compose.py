@@ -260,3 +260,15 @@ def test_what_the_dockerfile_copies_is_sent_to_the_build() -> None:
         assert f"!{source}" in sent
     assert re.search(r"^USER (?!root|0)", dockerfile, re.M), "it must not run as root"
     assert Path("/data") == Path(re.search(r"DATA_DIR=(\S+)", dockerfile)[1])  # type: ignore[index]
+
+
+def test_containers_write_and_reach_little(compose: dict[str, Any]) -> None:
+    assert compose["networks"]["inside"] == {"internal": True}
+    for name, service in compose["services"].items():
+        assert service["mem_limit"], name
+        assert "inside" in service["networks"], name
+        assert (service["networks"] == ["inside"]) is (name in ("postgres", "redis")), name
+        assert "no-new-privileges:true" in service["security_opt"], name
+        if name != "label-studio":  # it writes into its own installation
+            assert service["read_only"] is True, name
+            assert "/tmp" in service["tmpfs"], name

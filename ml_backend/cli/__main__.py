@@ -18,6 +18,7 @@ _COMMANDS = (
     "track_box",
     "contact_sheet",
     "check_annotations",
+    "erase_project",
 )
 #: Modules by command. They are imported when they are needed: together they take seconds.
 MODULES = {name.replace("_", "-"): f"ml_backend.cli.commands.{name}" for name in _COMMANDS}

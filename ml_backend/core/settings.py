@@ -12,10 +12,11 @@ import os
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ml_backend.core.errors import ConfigError
 
@@ -118,10 +119,46 @@ RETIRED = {
 TrackerKind = Literal["tracktrack", "botsort", "bytetrack", "ocsort", "deepocsort", "fasttrack"]
 
 
+#: Settings that may be, or contain, a password: the environment may name a file that has it, as ``<NAME>_FILE``.
+SECRETS = ("label_studio_api_key", "basic_auth_pass", "redis_url", "database_url", "notify_url")
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """Read secrets from the files that ``<NAME>_FILE`` names, as orchestrators mount them."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        name = f"{field_name.upper()}_FILE"
+        path = os.environ.get(name) if field_name in SECRETS else None
+        if not path:
+            return None, field_name, False
+        if os.environ.get(field_name.upper()):
+            raise ConfigError(f"Both {field_name.upper()} and {name} are set.", "Set one of them.")
+        try:
+            return Path(path).read_text(encoding="utf-8").strip(), field_name, False
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"The file of {name} cannot be read: {error}.", "Correct its path or rights.") from error
+
+    def __call__(self) -> dict[str, Any]:
+        values = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in values.items() if value}
+
+
 class Settings(BaseSettings):
     """Immutable settings of one process."""
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings come from; the first place that has one counts."""
+        return init_settings, _SecretFiles(settings_cls), env_settings, dotenv_settings
 
     # -- Label Studio
     label_studio_url: Annotated[str, AfterValidator(_http_url)] = Field(
@@ -147,6 +184,17 @@ class Settings(BaseSettings):
         False,
         description="Serve other machines without BASIC_AUTH_USER and BASIC_AUTH_PASS: whoever reaches the port can "
         "then see and change everything.",
+    )
+    sign_in: bool = Field(
+        False,
+        description="People sign in to the control room with an access token of their Label Studio account, see the "
+        "projects that Label Studio shows them, and have roles. Off: whoever gets in may do everything, as suits a "
+        "machine of one's own.",
+    )
+    project_tokens: bool = Field(
+        False,
+        description="Requests of Label Studio carry a token of their project (*Connect* enters it), which gives access "
+        "to nothing else; BASIC_AUTH_USER and BASIC_AUTH_PASS are taken, too.",
     )
     allowed_hosts: Names = Field(
         (),
@@ -185,17 +233,6 @@ class Settings(BaseSettings):
     )
     local_files_root: Folder | None = Field(
         None,
-    sign_in: bool = Field(
-        False,
-        description="People sign in to the control room with an access token of their Label Studio account, see the "
-        "projects that Label Studio shows them, and have roles. Off: whoever gets in may do everything, as suits a "
-        "machine of one's own.",
-    )
-    project_tokens: bool = Field(
-        False,
-        description="Requests of Label Studio carry a token of their project (*Connect* enters it), which gives access "
-        "to nothing else; BASIC_AUTH_USER and BASIC_AUTH_PASS are taken, too.",
-    )
         description="Label Studio's LOCAL_FILES_DOCUMENT_ROOT, if mounted here: its videos are not copied.",
     )
     uploads_root: Folder | None = Field(

@@ -126,3 +126,22 @@ def test_a_wrong_queue_lists_the_queues() -> None:
         ValidationError, match="there is no queue x; the queues are interactive, prepare, patterns, control"
     ):
         Settings(_env_file=None, worker_queues="x")  # type: ignore[arg-type]
+
+
+def test_secrets_come_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in {"BASIC_AUTH_PASS": "a secret\n", "DATABASE_URL": "sqlite:///x"}.items():
+        (tmp_path / name).write_text(content)
+        monkeypatch.setenv(f"{name}_FILE", str(tmp_path / name))
+    monkeypatch.setenv("BASIC_AUTH_USER", "me")
+    monkeypatch.setenv("LOG_LEVEL_FILE", str(tmp_path / "none"))
+    settings = Settings(_env_file=None)
+    assert settings.basic_auth == ("me", "a secret")
+    assert settings.database == "sqlite:///x"
+    assert Settings(_env_file=None, database_url="sqlite:///y").database == "sqlite:///y"
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///z")
+    with pytest.raises(ConfigError, match="Both DATABASE_URL and DATABASE_URL_FILE are set"):
+        Settings(_env_file=None)
+    monkeypatch.delenv("DATABASE_URL")
+    (tmp_path / "DATABASE_URL").unlink()
+    with pytest.raises(ConfigError, match="The file of DATABASE_URL_FILE cannot be read"):
+        Settings(_env_file=None)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -359,3 +362,38 @@ def test_wrong_url_is_named(url: str) -> None:
     with pytest.raises(StorageError) as failure:
         Storage(url)
     assert "DATABASE_URL" in failure.value.hint
+
+
+def test_a_backup_is_made_while_it_is_written_and_restored_elsewhere(tmp_path: Path) -> None:
+    """By the commands of the guide."""
+    guide = (ROOT / "docs" / "guides" / "deployment.md").read_text(encoding="utf-8")
+    commands = guide.split("cd /data ")[1].split("```")[0].split("\n", 1)[1]
+    data, stop = tmp_path / "data", threading.Event()
+    storage = Storage(f"sqlite:///{data}/backend.sqlite3")
+    (data / "artifacts" / "projects").mkdir(parents=True)
+    (data / "artifacts" / "projects" / "v1.pt").write_bytes(b"weights")
+    storage.save_prediction("before", 1, prediction())
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            storage.note_pending("learn", number % 50 + 1, range(20))
+            number += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        subprocess.run(["bash", "-ec", commands], cwd=data, env=environment, check=True)
+    finally:
+        stop.set()
+        writer.join()
+    storage.save_prediction("after", 1, prediction())
+    restored = tmp_path / "restored"
+    shutil.copytree(data / "backup", restored)
+    copy = Storage(f"sqlite:///{restored}/backend.sqlite3")
+    assert copy.get_prediction("before") == prediction()
+    assert copy.get_prediction("after") is None
+    with copy.read() as connection:
+        assert connection.scalar(sa.text("PRAGMA integrity_check")) == "ok"
+    assert (restored / "artifacts" / "projects" / "v1.pt").read_bytes() == b"weights"

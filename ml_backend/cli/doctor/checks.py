@@ -327,6 +327,13 @@ def backend(target: Target) -> Iterator[Finding]:
         raise ConfigError(f"{url} refuses the Basic auth credentials", hint)
     if response.status_code != 200 or MODEL_CLASS not in response.text:
         raise ConfigError(f"something else answers at {url}", "Choose another port: --port.")
+    try:
+        ready = httpx.get(f"{target.backend_url}/ready", timeout=TIMEOUT, trust_env=False)
+        problems = {} if ready.status_code == 200 else ready.json()["problems"]
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        raise ConfigError(f"no answer at {target.backend_url}/ready ({error.__class__.__name__})") from error
+    if problems:
+        raise ConfigError(" ".join(problems.values()), "See the checks of the database and the queue.")
     yield Finding("ML backend", "ok", target.backend_url)
 
 
@@ -393,6 +400,8 @@ def _connection(
 
 
 def _webhook(project: int, url: str, hooks: Sequence[Mapping[str, Any]], settings: Settings) -> Finding:
+    from ml_backend.jobs.container import Container
+
     check = f"Project {project}, webhook"
     location = f"In Label Studio: project {project} > Settings > Webhooks, URL {url}"
     if not hooks:
@@ -400,8 +409,6 @@ def _webhook(project: int, url: str, hooks: Sequence[Mapping[str, Any]], setting
     hook = hooks[0]
     if not hook.get("is_active"):
         return Finding(check, "failed", "is switched off", f"{location}: switch it on.")
-    from ml_backend.jobs.container import Container
-
     if not hook.get("send_payload"):
         return Finding(check, "failed", "sends no payload", f"{location}: switch 'send payload' on.")
     if auth := Container(settings).credentials(project):
