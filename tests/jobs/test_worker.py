@@ -61,7 +61,7 @@ def repeat_clip(source: Path, target: Path, times: int) -> Path:
 def long_task(site: Callable[..., Site], tmp_path: Path) -> tuple[Site, int]:
     """A requested prediction that takes some seconds to make."""
     here = site()
-    make_clip(tmp_path / "short.mp4", frames=100, size=(640, 480))
+    make_clip(tmp_path / "short.mp4", frames=100, size=(480, 360))
     repeat_clip(tmp_path / "short.mp4", here.videos / "long.mp4", 8)
     project = here.project()
     task = here.task(project, video="/data/local-files/?d=videos/long.mp4", fps=20)
@@ -262,7 +262,7 @@ def test_redis_restarts_in_the_middle_of_a_video(
     site: Callable[..., Site], own_redis: RedisServer, tmp_path: Path
 ) -> None:
     here = site(redis_url=own_redis.url)
-    make_clip(tmp_path / "short.mp4", frames=100, size=(640, 480))
+    make_clip(tmp_path / "short.mp4", frames=100, size=(480, 360))
     repeat_clip(tmp_path / "short.mp4", here.videos / "long.mp4", 8)
     project = here.project()
     task = here.task(project, video="/data/local-files/?d=videos/long.mp4", fps=20)
