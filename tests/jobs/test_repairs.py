@@ -413,9 +413,9 @@ def test_each_repair_by_hand(here: Site, project: int, room: Room) -> None:
         undo(room, project, done)
         back = {item["id"]: item for item in regions(here, task)}
         assert back == {"jumps": JUMPS, "too": TOO, "sound": SOUND}, action
-    by_hand(room, project, task, "join", "jumps", status=400)
-    by_hand(room, project, task, "swap", "jumps", "too", "sound", frame=5, status=400)
-    by_hand(room, project, task, "split", "jumps", status=400)
+    by_hand(room, project, task, "join", "jumps", status=422)
+    by_hand(room, project, task, "swap", "jumps", "too", "sound", frame=5, status=422)
+    by_hand(room, project, task, "split", "jumps", status=422)
     by_hand(room, project, task, "split", "jumps", frame=1, status=409)
     by_hand(room, project, task, "relabel", "jumps", label="plane", status=400)
     assert {item["id"]: item for item in regions(here, task)} == back

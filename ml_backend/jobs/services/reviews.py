@@ -142,9 +142,9 @@ class Reviews:
         answer, tracks = wanted.answer, dict(wanted.tracks)
         pair = answer.action in ("join", "swap")
         if pair and len(tracks) != 2:
-            raise RequestError(f"{len(tracks)} tracks are chosen.", "Choose two.")
+            raise ConfigError(f"{len(tracks)} tracks are chosen.", "Choose two.")
         if answer.action in ("split", "swap", "end") and answer.frame is None:
-            raise RequestError("No frame is given.", "Give the frame at which the tracks are repaired.")
+            raise ConfigError("No frame is given.", "Give the frame at which the tracks are repaired.")
         row: Row = {"project_id": project_id, "task_id": wanted.task_id, "annotation_id": wanted.annotation_id}
         row |= {"regions": tracks, "shown": answer.frame}
         with self._lock(wanted.task_id):

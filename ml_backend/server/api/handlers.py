@@ -722,6 +722,10 @@ def frame(query: requests.ShowFrame) -> Response:
     try:
         archive = _frames(container, *place)
     except Unknown:
+        state = tuple(container.reviews.store.state(query.project))
+        videos = _task_tracks(container, query.project, query.task, state)
+        if not any(video.key == query.key and query.frame <= video.frames_count for video in videos):
+            raise Unknown("The task has no such frame.", "Reload the page.") from None
         ended, _ = container.queue.wait_for_result(container.queue.request_frames(*place), CLIP_WAIT_S)
         if not ended:
             raise QueueUnavailable("The frame is still being rendered.", "Ask again in a few seconds.") from None
