@@ -166,10 +166,18 @@ class Artifacts:
             StorageError: the store is unreachable.
         """
         fs, now = self._connect(), datetime.now(timezone.utc)
-        return {
-            name: (now - ensure_utc(fs.modified(info["name"]))).total_seconds()
-            for name, info in self._list(folder).items()
-        }
+        ages = {}
+        for name, info in self._list(folder).items():
+            try:
+                ages[name] = (now - ensure_utc(fs.modified(info["name"]))).total_seconds()
+            except FileNotFoundError:
+                continue  # somebody has removed it meanwhile
+            except Exception as error:
+                raise self._no_answer(error) from error
+        return ages
+
+    def _no_answer(self, error: Exception) -> StorageError:
+        return StorageError(f"{self._shown} does not answer: {error}.", "Check ARTIFACTS_URL.")
 
     def _list(self, folder: str) -> dict[str, Any]:
         fs, place = self._connect(), f"{self._root}/{folder}"
@@ -178,7 +186,7 @@ class Artifacts:
         except FileNotFoundError:
             return {}
         except Exception as error:
-            raise StorageError(f"{self._shown} does not answer: {error}.", "Check ARTIFACTS_URL.") from error
+            raise self._no_answer(error) from error
         return {path.removeprefix(place).lstrip("/"): info for path, info in found.items()}
 
     def download(self, name: str, path: Path) -> None:
@@ -247,7 +255,7 @@ class Artifacts:
         try:
             return bool(fs.exists(f"{self._root}/{name}"))
         except Exception as error:
-            raise StorageError(f"{self._shown} does not answer: {error}.", "Check ARTIFACTS_URL.") from error
+            raise self._no_answer(error) from error
 
     def remove(self, name: str, sha256: str = "") -> bool:
         """Remove a file and return whether it is gone; a file that does not exist counts as removed.

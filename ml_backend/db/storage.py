@@ -132,18 +132,9 @@ class Storage:
 
     def secret(self, name: str) -> str:
         """Return a random text of 64 characters, which is made when it is first asked for."""
-        query = sa.select(secrets.c.value).where(secrets.c.name == name)
-        try:
-            with self.write() as connection:
-                if (value := connection.scalar(query)) is None:
-                    connection.execute(sa.insert(secrets).values(name=name, value=token_hex(32)))
-                    value = connection.scalar(query)
-        except StorageError as error:
-            if not isinstance(error.__cause__, IntegrityError):
-                raise
-            with self.read() as connection:  # another process was faster
-                value = connection.scalar(query)
-        return str(value)
+        self.upsert(secrets, {"name": name}, {"name": name}, {"value": token_hex(32)})
+        with self.read() as connection:
+            return str(connection.scalar(sa.select(secrets.c.value).where(secrets.c.name == name)))
 
     # -- predictions
 

@@ -27,8 +27,13 @@ RECIPE = "r1"
 #: Name of a model's weights in transformers' format.
 WEIGHTS = "model.safetensors"
 DINOV2_TYPES = ("dinov2", "dinov2_with_registers")
-#: Video models of the SAM family: SAM 2, EdgeTAM, SAM 3.
-SAM_TYPES = ("sam2_video", "edgetam_video", "sam3_tracker_video", "sam3_video")
+#: Video models of the SAM family: classes of transformers for the model and what prepares its input, by type.
+SAM_CLASSES = {
+    "sam2_video": ("Sam2VideoModel", "Sam2VideoProcessor"),
+    "edgetam_video": ("EdgeTamVideoModel", "Sam2VideoProcessor"),
+    "sam3_tracker_video": ("Sam3TrackerVideoModel", "Sam3TrackerVideoProcessor"),
+    "sam3_video": ("Sam3TrackerVideoModel", "Sam3TrackerVideoProcessor"),
+}
 _DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 
 #: Names of open_clip's weights; the first that exists is used.
@@ -105,8 +110,8 @@ def resolve_clip(settings: Settings, *, download: bool = False) -> ResolvedModel
     return f"{missing}. {hint}"
 
 
-def resolve_interactive(settings: Settings, *, download: bool = False) -> ResolvedModel | str | None:
-    """Return the model that follows drawn boxes, ``None`` if none is configured, or a message what is missing.
+def resolve_interactive(settings: Settings, *, download: bool = False) -> ResolvedModel | str:
+    """Return the model that follows drawn boxes, or a message what is missing and how to provide it.
 
     Args:
         settings: ``interactive_model`` is used.
@@ -115,10 +120,8 @@ def resolve_interactive(settings: Settings, *, download: bool = False) -> Resolv
     Raises:
         WeightsError: a configured folder does not exist or holds no such model.
     """
-    value = settings.interactive_model
-    if not value:
-        return None
-    resolved = _resolve("INTERACTIVE_MODEL", value, read_sam_folder, (WEIGHTS,), settings, download)
+    model, weights = settings.interactive_model, (WEIGHTS,)
+    resolved = _resolve("INTERACTIVE_MODEL", model, read_sam_folder, weights, settings, download)
     return resolved if isinstance(resolved, ResolvedModel) else f"{resolved[0]}. {resolved[1]}"
 
 
@@ -212,7 +215,7 @@ def read_sam_folder(path: Path) -> ResolvedModel:
     """
     config = _read_config(path, "config.json", "INTERACTIVE_MODEL")
     kind = config.get("model_type")
-    if kind not in SAM_TYPES:
+    if kind not in SAM_CLASSES:
         raise WeightsError(
             f"{path} holds a model of type {kind!r}, which does not follow objects through videos.",
             "Set INTERACTIVE_MODEL to a model such as facebook/sam2.1-hiera-tiny or yonigozlan/EdgeTAM-hf.",

@@ -70,20 +70,26 @@ class DetectionLog:
             class_names: by class id.
         """
         self._write_block()
-        if not self._failed:
-            self._zip.writestr(_CLASSES, json.dumps(list(class_names)))
-            self._zip.close()
-            self.complete = True
+        with self._full_disk_logged():
+            if not self._failed:
+                self._zip.writestr(_CLASSES, json.dumps(list(class_names)))
+                self._zip.close()
+                self.complete = True
 
     def _write_block(self) -> None:
-        try:
+        with self._full_disk_logged():
             if not self._failed:
                 self._zip.writestr(f"{self._blocks:06}.npz", dump_frame_features(self._frames))
+        self._blocks += 1
+        self._frames.clear()
+
+    @contextlib.contextmanager
+    def _full_disk_logged(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             self._failed = True
             log.warning("Detections cannot be kept: %s", error)
-        self._blocks += 1
-        self._frames.clear()
 
 
 @dataclass(frozen=True, slots=True)

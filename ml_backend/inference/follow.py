@@ -283,7 +283,7 @@ class Follower:
                     continue
                 accompanied = margins.around(known)
                 overlap = 0.0 if box is None else _iou(box, accompanied)
-                if overlap < DRIFTED:
+                if box is not None and overlap < DRIFTED:
                     tracker = self._start(image, self._frames.scale, accompanied)
                 yield index, (box + accompanied) / 2 if box is not None and overlap >= AGREES else accompanied
                 continue

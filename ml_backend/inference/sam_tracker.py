@@ -18,13 +18,14 @@ from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.errors import WeightsError
 from ml_backend.core.memory import model_memory, select_device
 from ml_backend.core.types import Float64Array, Image
-from ml_backend.embeddings.hub import ResolvedModel, resolve_interactive
+from ml_backend.embeddings.hub import SAM_CLASSES, resolve_interactive
 from ml_backend.inference.follow import CorrelationTracker, Position, StartTracker, VisualTracker
 
 if TYPE_CHECKING:
     import torch
 
     from ml_backend.core.settings import Settings
+    from ml_backend.embeddings.hub import ResolvedModel
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +34,6 @@ log = logging.getLogger(__name__)
 PATIENCE = 90
 #: IoU from which the model's own box on the drawn frame is of the same object, so that margins can be kept.
 SAME_OBJECT = 0.3
-
-_CLASSES = {
-    "sam2_video": ("Sam2VideoModel", "Sam2VideoProcessor"),
-    "edgetam_video": ("EdgeTamVideoModel", "Sam2VideoProcessor"),
-    "sam3_tracker_video": ("Sam3TrackerVideoModel", "Sam3TrackerVideoProcessor"),
-    "sam3_video": ("Sam3TrackerVideoModel", "Sam3TrackerVideoProcessor"),
-}
 
 
 class SamVideoModel:
@@ -52,7 +46,7 @@ class SamVideoModel:
     def __init__(self, resolved: ResolvedModel, settings: Settings) -> None:
         from ml_backend.embeddings.pretrained import load_pretrained, load_processor
 
-        model_class, processor_class = _CLASSES[resolved.name]
+        model_class, processor_class = SAM_CLASSES[resolved.name]
         self.device = select_device(settings.device)
         self._processor = load_processor(resolved, processor_class)
         self._model = load_pretrained(resolved, model_class).to(self.device).eval()
@@ -184,11 +178,13 @@ def use_tracker(settings: Settings, *, on_cpu: bool = False, download: bool = Fa
 def _choose(settings: Settings, stack: ExitStack, on_cpu: bool, download: bool) -> ChosenTracker:
     from ml_backend.core.model_cache import get_model_cache
 
-    resolved = resolve_interactive(settings, download=download)
-    if not isinstance(resolved, ResolvedModel):
-        return replace(CORRELATION, note=resolved or "")
+    if not settings.interactive_model:
+        return CORRELATION
     if not on_cpu and select_device(settings.device) == "cpu":
-        return replace(CORRELATION, note=f"Without a GPU, {resolved.name} takes about a second a frame.")
+        return replace(CORRELATION, note="Without a GPU, INTERACTIVE_MODEL takes about a second a frame.")
+    resolved = resolve_interactive(settings, download=download)
+    if isinstance(resolved, str):
+        return replace(CORRELATION, note=resolved)
     key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device)
     loaded = get_model_cache(settings).use(key, lambda: SamVideoModel(resolved, settings), name=resolved.name)
     return ChosenTracker(resolved.name, stack.enter_context(loaded).start, colour=True)

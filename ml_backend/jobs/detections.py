@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ml_backend.core.errors import StorageError
+from ml_backend.core.errors import BackendError
 
 if TYPE_CHECKING:
     from ml_backend.core.artifacts import Artifacts
@@ -39,7 +39,7 @@ def detections_kept(artifacts: Artifacts, project_id: int, video: str) -> Iterat
         try:
             if detections.complete:
                 artifacts.put(Path(file.name), _name(project_id, video))
-        except StorageError as error:
+        except BackendError as error:
             log.warning("The detections of a video of project %s were not kept: %s", project_id, error)
 
 
@@ -54,6 +54,6 @@ def logged_detections(artifacts: Artifacts, project_id: int, video: str) -> Logg
     try:
         data = artifacts.read(_name(project_id, video))
         return None if data is None else LoggedDetections.load(data)
-    except (StorageError, ValueError) as error:
+    except (BackendError, ValueError) as error:
         log.warning("The detections of a video of project %s cannot be read: %s", project_id, error)
         return None

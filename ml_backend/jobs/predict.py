@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -320,8 +321,9 @@ def _tracks(
         ChunkedDetection(container, plan, models, index, lambda: store.get_tracks(key) is not None) if keep else None
     )
     try:
+        kept = detections_kept(container.artifacts, plan.project_id, video_key(video.uri)) if keep else nullcontext()
         with (
-            detections_kept(container.artifacts, plan.project_id, video_key(video.uri)) as detections,
+            kept as detections,
             container.media.open(video.uri, plan.task_id, plan.project_id) as path,
         ):
             tracks = detect_tracks(
@@ -331,11 +333,11 @@ def _tracks(
                 models.detector,  # as the version names it, even if another is available now
                 progress=progress,
                 should_stop=container.stopper(),
-                on_features=detections.push if keep else None,
+                on_features=detections.push if detections else None,
                 chunk_runner=chunked,
                 preview=preview,
             )
-            if keep:
+            if detections:
                 detections.close(tracks.class_names)
     except AlreadyTracked:
         log.info("Task %s: another job has finished %s.", plan.task_id, public_uri(video.uri))

@@ -329,7 +329,7 @@ class JobQueue:
                     job = KnownJob.fetch(job_id, connection=connection)
                     result = job.latest_result(timeout=math.ceil(timeout_s))
             except NoSuchJobError as error:
-                raise PredictionFailed("The drawn box is no longer followed.", "Draw it again.") from error
+                raise PredictionFailed("The job was removed.", "Ask again.") from error
             if result is None or result.type is result.Type.RETRIED:
                 return False, None
             if result.type is not result.Type.SUCCESSFUL:

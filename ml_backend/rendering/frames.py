@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import zipfile
+from itertools import takewhile
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ml_backend.core.boxes import scaled_size
+from ml_backend.core.errors import VideoError
 from ml_backend.label_studio.timeline import Timeline
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
@@ -34,11 +36,12 @@ def frames_archive(path: Path, timeline: Timeline, first: int, last: int) -> byt
     size = scaled_size(info.width, info.height, min(1.0, SIDE / max(info.width, info.height)))
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:  # stored: JPEG files cannot be compressed further
-        for image in read_frames(path, info, start=min(shown_at), size=size, lazy=True):
+        images = read_frames(path, info, start=min(shown_at), size=size, lazy=True)
+        for image in takewhile(lambda image: image.index <= max(shown_at), images):
             if image.index in shown_at:
                 _, jpeg = cv2.imencode(".jpg", image.image, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))
                 for frame in shown_at[image.index]:
                     archive.writestr(f"{frame}.jpg", jpeg.tobytes())
-            if image.index >= max(shown_at):
-                break
+        if not archive.namelist():
+            raise VideoError(f"{path.name} cannot be decoded at frame {first}.", "The file may be damaged there.")
     return file.getvalue()

@@ -14,10 +14,9 @@ from ml_backend.core.types import Float64Array, Track
 from ml_backend.labeling.few_shot.identity_jumps import weakest_link
 from ml_backend.review.finding import Finding
 from ml_backend.review.repairs import Delete, Join, SplitAt, SwapFrom
-from ml_backend.review.shape import JUMP
 from ml_backend.review.video import Evidence, likeness
 from ml_backend.tracking.assembly import DUPLICATE_IOU, DUPLICATE_IOU_CLASSES, DUPLICATE_SHARE
-from ml_backend.tracking.box_motion import apart, predicted, runs, steps
+from ml_backend.tracking.box_motion import JUMP, apart, predicted, runs, steps
 from ml_backend.tracking.stitch import best_pairs
 from ml_backend.tracking.tracklet import Tracklet
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -118,7 +119,8 @@ class MomentStore:
         with self._storage.read() as connection:
             rows: list[Row] = [dict(row) for row in connection.execute(query).mappings()]
             known = [(row.action, row.embedding) for row in connection.execute(decided)]
-        found = [row for row in rows if not _looks_dismissed(row["embedding"], known)]
+        dismissed = _looks_dismissed(known)
+        found = [row for row in rows if not dismissed(row["embedding"])]
         return found[:limit], len(found)
 
     def values(self, project_id: int) -> dict[str, list[tuple[Any, int]]]:
@@ -255,19 +257,25 @@ class MomentStore:
             ]
 
 
-def _looks_dismissed(embedding: bytes | None, decided: Sequence[tuple[str, bytes]]) -> bool:
-    """Return whether the most similar one of some decided moments was dismissed."""
-    comparable = [
-        (action, other)
-        for action, other in decided
-        if embedding and len(other) == len(embedding) and other[:MODEL_BYTES] == embedding[:MODEL_BYTES]
-    ]
-    if not embedding or all(action == ACCEPT for action, _ in comparable):
-        return False
+def _looks_dismissed(decided: Sequence[tuple[str, bytes]]) -> Callable[[bytes | None], bool]:
+    """Return a function that tells whether the decided moment most similar to an embedding was dismissed."""
+    if all(action == ACCEPT for action, _ in decided):
+        return lambda embedding: False
     from ml_backend.embeddings.crop_embeddings import from_half  # numpy, left to who compares
 
-    vectors = from_half([blob[MODEL_BYTES:] for blob in (embedding, *(other for _, other in comparable))])
-    return comparable[int((vectors[1:] @ vectors[0]).argmax())][0] == DISMISS
+    by_model: dict[tuple[bytes, int], list[tuple[str, bytes]]] = defaultdict(list)
+    for action, blob in decided:
+        by_model[blob[:MODEL_BYTES], len(blob)].append((action, blob[MODEL_BYTES:]))
+    vectors = {model: from_half([blob for _, blob in items]) for model, items in by_model.items()}
+
+    def dismissed(embedding: bytes | None) -> bool:
+        model = (embedding[:MODEL_BYTES], len(embedding)) if embedding else (b"", 0)
+        if not embedding or model not in by_model:
+            return False
+        alike = vectors[model] @ from_half([embedding[MODEL_BYTES:]])[0]
+        return by_model[model][int(alike.argmax())][0] == DISMISS
+
+    return dismissed
 
 
 def _decision(moment_id: Any) -> sa.ColumnElement[bool]:

@@ -58,4 +58,4 @@ def frames_key(uri: str, frame_rate: float | None) -> str:
 
 def frames_name(project_id: int, task_id: int, key: str, first: int) -> str:
     """Return the name of an archive of frames, ``first`` and those after it, among the artifacts."""
-    return f"{FRAMES_FOLDER}/{project_id}-{task_id}-{key}-{first}.zip"
+    return f"{FRAMES_FOLDER}/{project_id}/{task_id}-{key}-{first}.zip"

@@ -14,11 +14,9 @@ from ml_backend.core.types import BoolArray, Float64Array, Track
 from ml_backend.review.finding import Finding
 from ml_backend.review.repairs import Delete, Repair, SetBoxes, SplitAt, Trim
 from ml_backend.review.video import ReviewVideo
-from ml_backend.tracking.box_motion import centres, runs, sizes, steps
+from ml_backend.tracking.box_motion import JUMP, centres, runs, sizes, steps
 from ml_backend.tracking.smooth import fill_and_smooth
 
-#: A jump, in box sizes: far more than an object moves from one frame to the next beyond its own motion.
-JUMP = 0.5
 #: Boxes that a part of a track has at least.
 MIN_PART = 3
 #: A frozen box: seconds for which it stays, how far it moves meanwhile, and how far it jumps then, in box sizes.

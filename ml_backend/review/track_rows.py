@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.core.types import BoolArray, Float64Array
+from ml_backend.core.types import Float64Array
 from ml_backend.datasets.selection import chosen_label, valid_score
 from ml_backend.label_studio.regions import MALFORMED, RegionKeys
 from ml_backend.label_studio.timeline import MAX_TIMELINE
 from ml_backend.review.region_repairs import region_digest
+from ml_backend.tracking.box_motion import runs
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +74,10 @@ def track_rows(regions: Iterable[Mapping[str, Any]], labels: Sequence[str], fram
             log.warning("The region %s cannot be read: %r", region.get("id"), error)
             continue
         name, score = str(region.get("id", "")), valid_score(region.get("score"))
-        label, spans = chosen_label(region, labels), _spans(visible)
+        label, spans = chosen_label(region, labels), [(begin + 1, end + 1) for begin, end in runs(visible)]
         found.append(TrackRow(0, name, label, score, spans, int(visible.sum()), _area(xyxy[visible]), digest, keys))
     found.sort(key=lambda row: row.spans[0] if row.spans else (0, 0))
     return [replace(row, number=number) for number, row in enumerate(found, start=1)]
-
-
-def _spans(visible: BoolArray) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], visible, [False]]).astype(np.int8)))
-    return [(int(first) + 1, int(last)) for first, last in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _area(xyxy: Float64Array) -> float:

@@ -107,7 +107,7 @@ class People:
         except LabelStudioError:
             if known is None:
                 raise
-            return known[1]
+            found = known[1]  # not asked again at once: each request would wait
         with self._lock:
             self._visible[session.id] = now, found
         return found

@@ -69,6 +69,7 @@ class TrackAssembler:
         width, height: of the displayed video, pixels.
         settings: of which ``min_track_s`` is used.
         motion: whether boxes come from the motion detector, whose confidence does not tell objects from noise.
+        keep_dropped: whether :meth:`take_dropped` is called.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class TrackAssembler:
         settings: Settings,
         *,
         motion: bool = False,
+        keep_dropped: bool = False,
     ) -> None:
         if fps <= 0:
             raise ValueError(f"expected fps > 0, got {fps}")
@@ -94,6 +96,7 @@ class TrackAssembler:
         self._by_tracker_id: dict[int, Tracklet] = {}
         self._live: dict[int, Tracklet] = {}  # by track id; recently updated or waiting to be stitched
         self._overlaps: dict[tuple[int, int], _Overlap] = {}
+        self._keep_dropped = keep_dropped
         self._dropped: list[Track] = []
 
     @property
@@ -170,10 +173,11 @@ class TrackAssembler:
             if self._merge_duplicate(tracklet):
                 continue
             if not self._is_part_of_others(tracklet):
-                track = self._complete(tracklet)
-                if track is not None and self._is_weak(tracklet):
-                    if len(tracklet) >= DROPPED_S * self._fps:
-                        self._dropped.append(track)
+                weak = self._is_weak(tracklet)
+                kept = not weak or (self._keep_dropped and len(tracklet) >= DROPPED_S * self._fps)
+                track = self._complete(tracklet) if kept else None
+                if track is not None and weak:
+                    self._dropped.append(track)
                 elif track is not None:
                     tracks.append(track)
                     self._count_parts(tracklet)

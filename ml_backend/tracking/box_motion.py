@@ -12,6 +12,8 @@ from ml_backend.core.types import BoolArray, Float64Array, IntArray, Track
 
 #: Seconds of a track to which a motion is fitted, and next to a moment where smoothing may have mixed both sides.
 FIT_S, GUARD_S = 0.4, 0.1
+#: A jump, in box sizes: far more than an object moves from one frame to the next beyond its own motion.
+JUMP = 0.5
 #: Distance from the edge of the picture, as a share of its size, at which a box touches it.
 EDGE = 0.005
 

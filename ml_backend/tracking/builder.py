@@ -39,7 +39,9 @@ class TrackBuilder:
         self._info, self._timeline, self._settings, self._names = info, timeline, settings, names
         self._motion, self._on_track = motion, on_track
         self._tracker = Tracker(settings.tracker, info.fps, motion=motion)
-        self._assembler = TrackAssembler(info.fps, names, info.width, info.height, settings, motion=motion)
+        self._assembler = TrackAssembler(
+            info.fps, names, info.width, info.height, settings, motion=motion, keep_dropped=True
+        )
         self._records: list[TrackRecord] = []
         self._dropped: list[TrackRecord] = []
         self.frames = 0
@@ -47,9 +49,7 @@ class TrackBuilder:
     def push(self, features: FrameFeatures) -> None:
         """Add one frame; in order, some may be missing."""
         self.frames += 1
-        for track in self._assembler.push(features.index, self._tracker.update(features)):
-            self._keep(track)
-        self._dropped += filter(None, map(self._record, self._assembler.take_dropped()))
+        self._keep(self._assembler.push(features.index, self._tracker.update(features)))
 
     def snapshot(self, started: float) -> TrackSet:
         """Return what :meth:`close` would if the video ended here; more frames may follow."""
@@ -62,9 +62,7 @@ class TrackBuilder:
         Args:
             started: ``time.perf_counter()`` at the start of the work, for the recorded duration.
         """
-        for track in self._assembler.close():
-            self._keep(track)
-        self._dropped += filter(None, map(self._record, self._assembler.take_dropped()))
+        self._keep(self._assembler.close())
         return self._track_set(self._records, started)
 
     def _track_set(self, records: Sequence[TrackRecord], started: float) -> TrackSet:
@@ -76,13 +74,14 @@ class TrackBuilder:
             tuple(ordered), names, self._motion, info.width, info.height, self.frames, seconds, tuple(self._dropped)
         )
 
-    def _keep(self, track: Track) -> None:
-        record = self._record(track)
-        if record is None:
-            return
-        self._records.append(record)
-        if self._on_track:
-            self._on_track(track)
+    def _keep(self, tracks: Sequence[Track]) -> None:
+        """Keep finished tracks, and those that the assembler has dropped meanwhile."""
+        for track in tracks:
+            if (record := self._record(track)) is not None:
+                self._records.append(record)
+                if self._on_track:
+                    self._on_track(track)
+        self._dropped += filter(None, map(self._record, self._assembler.take_dropped()))
 
     def _record(self, track: Track) -> TrackRecord | None:
         info = self._info

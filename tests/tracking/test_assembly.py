@@ -120,7 +120,7 @@ def test_weak_and_still_is_no_object_but_weak_and_moving_or_sure_and_still_is() 
         walk(4, range(90), start=(100, 450, 140, 550), velocity=(4, 0), conf=0.2),
     )
     rows = both(rows, walk(5, range(9), start=(500, 450, 540, 550), velocity=(4, 0), conf=0.2))  # too short
-    machine = assembler()
+    machine = TrackAssembler(FPS, NAMES, WIDTH, HEIGHT, Settings(_env_file=None), keep_dropped=True)
     tracks, dropped = [], []
     for frame in [*range(90), None]:
         tracks += machine.close() if frame is None else machine.push(frame, rows[frame])

@@ -15,6 +15,7 @@ from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.db.tables import audit, embeddings, metadata
 from ml_backend.jobs.container import Container
 from ml_backend.label_studio.client import NotFound
+from ml_backend.review.repair_json import FRAMES_FOLDER
 
 
 def erase(container: Container, project: int) -> dict[str, int]:
@@ -27,11 +28,12 @@ def erase(container: Container, project: int) -> dict[str, int]:
         StorageError: the database or the store does not answer, or an artifact cannot be removed.
     """
     removed = {"rows": 0, "artifacts": 0, "outputs": 0}
-    artifacts, folder = container.artifacts, f"projects/{project}"
-    for name in sorted(artifacts.ages(folder)):
-        if not artifacts.remove(f"{folder}/{name}"):
-            raise StorageError(f"{folder}/{name} cannot be removed.", "See the log; then repeat the command.")
-        removed["artifacts"] += 1
+    artifacts = container.artifacts
+    for folder in (f"projects/{project}", f"{FRAMES_FOLDER}/{project}"):
+        for name in sorted(artifacts.ages(folder)):
+            if not artifacts.remove(f"{folder}/{name}"):
+                raise StorageError(f"{folder}/{name} cannot be removed.", "See the log; then repeat the command.")
+            removed["artifacts"] += 1
     for output in container.outputs.of_project(project):
         removed["outputs"] += container.outputs.delete(output.name)
     with container.storage.write() as connection:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ml_backend.core.types import Float64Array, FloatArray, IntArray
 from ml_backend.embeddings.crop_embeddings import CropEmbedding
-from ml_backend.tracking.box_motion import steps
+from ml_backend.tracking.box_motion import JUMP, steps
 
 #: Other objects without which nothing is said: what all objects of a scene have in common is subtracted.
 MIN_OTHERS = 4
@@ -28,9 +28,8 @@ MAX_OTHERS = 50
 PRIOR_MEAN, PRIOR_SPREAD, PRIOR_TRACKS = 0.6, 0.16, 6.0
 #: Standard deviations below the mean at which 5 % of normally distributed clean tracks lie.
 ALARM = 1.645
-#: Step of a box beyond its own motion that no object makes, in box sizes: from one frame to the next, and per second
-#: while it is hidden. Clean tracks of a street video have steps of 0.12 at most.
-STEP, HIDDEN_SPEED = 0.5, 3.0
+#: Step of a box beyond its own motion that no object makes while it is hidden, in box sizes per second.
+HIDDEN_SPEED = 3.0
 #: Seconds for which a box that was drawn once and not moved stays, before it catches up with its object.
 STAYS_S = 0.3
 #: Of the colours: horizontal stripes of a crop, since clothes differ from top to bottom, and bins of each CIELAB axis.
@@ -87,7 +86,7 @@ def find_box_jump(frames: IntArray, xyxy: Float64Array, fps: float, size: tuple[
         return None
     excess = steps(frames, xyxy, *size)
     hidden = np.diff(frames) > 1
-    relative = np.where(hidden, excess * fps / HIDDEN_SPEED, excess / STEP)
+    relative = np.where(hidden, excess * fps / HIDDEN_SPEED, excess / JUMP)
     moving = np.abs(np.diff(xyxy, axis=0)).max(axis=1) > 0.5
     for row in np.argsort(-relative):
         if relative[row] <= 1:
