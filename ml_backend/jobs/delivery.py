@@ -8,14 +8,14 @@ from typing import Any
 from ml_backend.core.errors import LabelStudioError
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.reviews import with_repairs
-from ml_backend.label_studio.client import NotFound
+from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.labeling.model_version import is_outdated, is_partial, same_kind
 
 log = logging.getLogger(__name__)
 
 
-def deliver(container: Container, key: str, prediction: dict[str, Any], task_ids: list[int]) -> None:
-    """Push a prediction to all tasks that wait for it, each once.
+def deliver(container: Container, key: str, project_id: int, prediction: dict[str, Any], task_ids: list[int]) -> None:
+    """Push a prediction to all tasks of its project that wait for it, each once.
 
     Raises:
         LabelStudioError: the first error, after all other tasks are served. Tasks that failed keep waiting.
@@ -27,7 +27,7 @@ def deliver(container: Container, key: str, prediction: dict[str, Any], task_ids
         for task_id in sorted(waiting):
             done.add(task_id)
             try:
-                deliver_one(container, task_id, prediction)
+                deliver_one(container, project_id, task_id, prediction)
             except LabelStudioError as error:
                 log.warning("The prediction for task %s was not delivered: %s", task_id, error)
                 first_error = first_error or error
@@ -37,7 +37,7 @@ def deliver(container: Container, key: str, prediction: dict[str, Any], task_ids
         raise first_error
 
 
-def deliver_partial(container: Container, key: str, prediction: dict[str, Any]) -> None:
+def deliver_partial(container: Container, key: str, project_id: int, prediction: dict[str, Any]) -> None:
     """Push a partial prediction to all tasks that wait for it and have no complete one."""
     for task_id in sorted(container.queue.targets(key)):
         with container.queue.task_lock("deliver", task_id):
@@ -46,6 +46,8 @@ def deliver_partial(container: Container, key: str, prediction: dict[str, Any]) 
                 # Annotated tasks are not touched, and a complete prediction stays until there is a new one.
                 if task.annotations or not all(map(is_partial, task.prediction_versions)):
                     continue
+                if _is_foreign(task, project_id):
+                    continue
                 if not container.client.renew_prediction(task_id, prediction, is_partial):
                     container.client.create_prediction(task_id, prediction)
             except NotFound:
@@ -53,12 +55,21 @@ def deliver_partial(container: Container, key: str, prediction: dict[str, Any]) 
         log.info("Task %s has a partial prediction with %d regions.", task_id, len(prediction["result"]))
 
 
-def deliver_one(container: Container, task_id: int, prediction: dict[str, Any]) -> None:
+def _is_foreign(task: Task, project_id: int) -> bool:
+    """Return whether a task is of another project: a request may name any."""
+    if task.project_id != project_id:
+        log.warning("Task %s gets no prediction: it is not of project %s.", task.id, project_id)
+    return task.project_id != project_id
+
+
+def deliver_one(container: Container, project_id: int, task_id: int, prediction: dict[str, Any]) -> None:
     """Push a prediction to a task, with the repairs of an earlier one where it finds the same tracks."""
     version = prediction["model_version"]
     with container.queue.task_lock("deliver", task_id):
         try:
             task = container.client.get_task(task_id)
+            if _is_foreign(task, project_id):
+                return
             prediction = with_repairs(container.storage, task_id, prediction)
             if version in task.prediction_versions:
                 # Label Studio may have requested it itself, beside the partial one.

@@ -118,7 +118,7 @@ def _request_prediction(container: Container, plan: TaskPlan) -> None:
         # The existing job may have served its last target already and be about to end.
         prediction = container.storage.get_prediction(plan.key)
         if prediction is not None:
-            deliver(container, plan.key, prediction, [plan.task_id])
+            deliver(container, plan.key, plan.project_id, prediction, [plan.task_id])
 
 
 def _with_video_facts(container: Container, task: Task, label_config: str) -> Task:
@@ -152,7 +152,7 @@ def predict(container: Container, key: str, project_id: int, task_id: int) -> No
     """Make the prediction of ``key`` and deliver it to every task that waits for it."""
     prediction = container.storage.get_prediction(key)
     if prediction is not None:
-        deliver(container, key, prediction, [task_id])
+        deliver(container, key, project_id, prediction, [task_id])
         return
     task = _existing_task(container, key, task_id)
     if task is not None:
@@ -185,18 +185,18 @@ def _predict_for(container: Container, key: str, task: Task) -> None:
         # The task, the label config or the weights have changed since the request.
         _request_again(container, plan, key)
         return
-    prediction = _run(container, plan, models, show=partial(deliver_partial, container, key))
+    prediction = _run(container, plan, models, show=partial(deliver_partial, container, key, plan.project_id))
     current_models = container.projects.models(task.project_id, pinned=models)
     current_plan = plan_for(container, task, label_config, current_models)
     if current_plan.key != key:
         if current_models.base != models.base and all(map(is_partial, task.prediction_versions)):
             # The project has switched to another detector. Show what took hours until that one has finished.
-            deliver_one(container, task.id, prediction)
+            deliver_one(container, plan.project_id, task.id, prediction)
         # Labels learned meanwhile may have influenced it, so it must not be stored under the old version.
         _request_again(container, current_plan, key)
         return
     container.storage.save_prediction(key, plan.project_id, prediction)
-    deliver(container, key, prediction, [task.id])
+    deliver(container, key, plan.project_id, prediction, [task.id])
 
 
 def _request_again(container: Container, plan: TaskPlan, key: str) -> None:

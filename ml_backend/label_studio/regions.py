@@ -17,7 +17,7 @@ from ml_backend.core.boxes import clip_xyxy, iou_pairs, percent_to_xyxy, xyxy_to
 from ml_backend.core.keyframes import interpolate, simplify
 from ml_backend.core.types import BoolArray, Float64Array, IntArray, Track, VideoInfo
 from ml_backend.label_studio.label_config import VideoControl
-from ml_backend.label_studio.timeline import Timeline
+from ml_backend.label_studio.timeline import MAX_TIMELINE, Timeline
 
 Region = dict[str, Any]
 
@@ -211,7 +211,7 @@ def region_boxes(
         rotated boxes are replaced by the upright boxes around them.
     """
     keys = RegionKeys.read(region)
-    last = max([int(region["value"].get("framesCount") or 0), *keys.frames[-1:].tolist()])
+    last = max([stated_frames(region), *keys.frames[-1:].tolist()])
     wanted = np.arange(1, last + 1, dtype=np.int64) if frames is None else np.asarray(frames, dtype=np.int64)
     return wanted, *keys.boxes(width, height, wanted)
 
@@ -233,6 +233,12 @@ def visible_frames(region: Mapping[str, Any]) -> int:
     end = max([int(region["value"].get("framesCount") or 0), *keys.frames[-1:].tolist()]) + 1
     lasting = np.diff(keys.frames, append=end)
     return int(np.where(keys.enabled, lasting, np.minimum(lasting, 1)).sum())
+
+
+def stated_frames(region: Mapping[str, Any]) -> int:
+    """Return the length of the timeline that a region states; 0 without a usable one."""
+    count = region["value"].get("framesCount")
+    return int(count) if isinstance(count, int | float) and 0 < count <= MAX_TIMELINE else 0
 
 
 def make_prediction(regions: Sequence[Region], model_version: str) -> dict[str, Any]:

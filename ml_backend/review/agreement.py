@@ -10,7 +10,7 @@ import numpy as np
 
 from ml_backend.core.boxes import box_area, intersection
 from ml_backend.core.types import Float64Array, IntArray
-from ml_backend.label_studio.regions import MALFORMED, RegionKeys
+from ml_backend.label_studio.regions import MALFORMED, RegionKeys, stated_frames
 from ml_backend.tracking.metrics import Counts, Rows, count
 
 #: Overlap of two tracks, intersection over union of all their boxes, from which they are the same object.
@@ -135,9 +135,7 @@ def _frames(regions: Sequence[Mapping[str, Any]]) -> IntArray:
     last = 0
     for region in regions:
         try:
-            last = max(
-                last, int(region["value"].get("framesCount") or 0), *RegionKeys.read(region).frames[-1:].tolist()
-            )
+            last = max(last, stated_frames(region), *RegionKeys.read(region).frames[-1:].tolist())
         except MALFORMED:
             continue
     return np.arange(1, last + 1, max(1, -(-last // MAX_FRAMES)))

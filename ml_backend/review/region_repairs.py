@@ -16,7 +16,7 @@ from ml_backend.core.errors import ConfigError, Conflict
 from ml_backend.core.keyframes import interpolate, simplify
 from ml_backend.core.types import UNLABELLED, IntArray, Track
 from ml_backend.label_studio.label_config import VideoControl
-from ml_backend.label_studio.regions import MALFORMED, Region, RegionKeys, make_region, region_boxes
+from ml_backend.label_studio.regions import MALFORMED, Region, RegionKeys, make_region, region_boxes, stated_frames
 from ml_backend.review.repair_json import RepairJson, digest
 from ml_backend.review.repairs import (
     Add,
@@ -183,7 +183,7 @@ def is_same_track(a: Region, b: Region, *, exact: bool = False) -> bool:
     if exact:
         return bool(a["value"]["sequence"] == b["value"]["sequence"])
     try:
-        count = max(int(item["value"].get("framesCount") or 0) for item in (a, b))
+        count = max(stated_frames(item) for item in (a, b))
         _, boxes, visible = region_boxes(a, 100, 100, np.arange(1, count + 1))
         _, other_boxes, other_visible = region_boxes(b, 100, 100, np.arange(1, count + 1))
     except MALFORMED:
@@ -237,7 +237,7 @@ def _repaired(before: Sequence[Region], repair: RepairJson) -> list[Region]:
     for track in repaired:
         source = before[track.track_id] if track.track_id < len(before) else region
         value = source["value"]
-        count, seconds = int(value.get("framesCount") or 0), float(value.get("duration") or 0)
+        count, seconds = stated_frames(source), float(value.get("duration") or 0)
         rate = count / seconds if seconds else 1.0
         last = max(count, int(track.frames[-1]) + 1)
         sequence = _sequence(track.frames, track.xyxy.astype(np.float64), keyframes, last, rate)
@@ -261,7 +261,7 @@ def _track(region: Region, number: int) -> Track:
     if keys.rotation is not None:
         raise ConfigError(f"The region {region.get('id')} is rotated.", "Repair it in Label Studio.")
     first, last = (int(keys.frames[0]), int(keys.frames[-1])) if len(keys.frames) else (1, 0)
-    frames = np.arange(max(first, 1), max(last, int(region["value"].get("framesCount") or 0)) + 1)
+    frames = np.arange(max(first, 1), max(last, stated_frames(region)) + 1)
     xyxy, visible = keys.boxes(100, 100, frames)
     labels = _labels(region)
     return Track(

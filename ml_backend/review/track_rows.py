@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.core.types import Float64Array
+from ml_backend.core.boxes import box_area
 from ml_backend.datasets.selection import chosen_label, valid_score
 from ml_backend.label_studio.regions import MALFORMED, RegionKeys
 from ml_backend.label_studio.timeline import MAX_TIMELINE
@@ -17,6 +17,9 @@ from ml_backend.review.region_repairs import region_digest
 from ml_backend.tracking.box_motion import runs
 
 log = logging.getLogger(__name__)
+
+#: Frames between keyframes that are looked at for one video: some seconds of work.
+MAX_COMPUTED = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +65,30 @@ def track_rows(regions: Iterable[Mapping[str, Any]], labels: Sequence[str], fram
         frames_count: of the timeline.
     """
     found: list[TrackRow] = []
+    computed = 0
     for region in regions:
         try:
             keys = RegionKeys.read(region)
             last = max(frames_count, *keys.frames[-1:].tolist(), 1)
             if last > MAX_TIMELINE:
                 raise ValueError(f"it has a keyframe at frame {last}")
-            xyxy, visible = keys.boxes(1, 1, np.arange(1, last + 1))
+            begin, end = (max(1, int(keys.frames[0])), int(keys.frames[-1])) if len(keys.frames) else (1, 0)
+            computed += end + 1 - begin
+            if computed > MAX_COMPUTED:
+                raise ValueError("the regions before it have too many frames between their keyframes")
+            xyxy, visible = keys.boxes(1, 1, np.arange(begin, min(end + 1, last) + 1))
             digest = region_digest(dict(region))
         except MALFORMED as error:
             log.warning("The region %s cannot be read: %r", region.get("id"), error)
             continue
         name, score = str(region.get("id", "")), valid_score(region.get("score"))
-        label, spans = chosen_label(region, labels), [(begin + 1, end + 1) for begin, end in runs(visible)]
-        found.append(TrackRow(0, name, label, score, spans, int(visible.sum()), _area(xyxy[visible]), digest, keys))
+        label, spans = chosen_label(region, labels), [(begin + first, begin + final) for first, final in runs(visible)]
+        stays = last - end - 1 if spans and spans[-1][1] == end + 1 else 0  # as it is at its last keyframe
+        if stays:
+            spans[-1] = spans[-1][0], last
+        areas = box_area(xyxy[visible])
+        shown = len(areas) + stays
+        area = float(areas.sum() + stays * areas[-1:].sum()) / max(shown, 1)
+        found.append(TrackRow(0, name, label, score, spans, shown, area, digest, keys))
     found.sort(key=lambda row: row.spans[0] if row.spans else (0, 0))
     return [replace(row, number=number) for number, row in enumerate(found, start=1)]
-
-
-def _area(xyxy: Float64Array) -> float:
-    sides = np.clip(xyxy[:, 2:] - xyxy[:, :2], 0, None)
-    return float((sides[:, 0] * sides[:, 1]).mean()) if len(xyxy) else 0.0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hmac
 import logging
 import math
-import re
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache, partial
 from typing import Any, Literal
 from urllib.parse import urlencode
 
@@ -59,7 +59,9 @@ class Person:
         return ROLES.index(self.role) >= ROLES.index(role)
 
     def require(self, role: Role) -> None:
-        """Raise Forbidden unless the person may do what needs a role."""
+        """Raise Forbidden unless the person may do what needs a role; SignedOut if Label Studio refuses the person."""
+        if role != "viewer" and self.projects is not None:
+            self.projects()
         if not self.may(role):
             raise Forbidden(
                 f"This needs the role {role}; yours is {self.role}.", "An admin gives roles in the control room."
@@ -120,10 +122,10 @@ def require_credentials(app: Flask, settings: Settings) -> None:
 
     @app.before_request
     def check() -> Response | None:
+        hide_token()
         if request.path in ("/health", "/ready"):
             return None
         g.person = NOBODY
-        hide_token()
         auth, address, token = request.authorization, request.remote_addr or "", request.args.get("token")
         of_label_studio = request.endpoint in _OF_LABEL_STUDIO
         by_token = of_label_studio and settings.project_tokens
@@ -140,7 +142,9 @@ def require_credentials(app: Flask, settings: Settings) -> None:
         if tries:
             failures.note(address)
             return _refuse(settings)
-        cookie = request.cookies.get(COOKIE) if settings.sign_in else None
+        # What Label Studio may do is not bound to the roles of people.
+        by_session = settings.sign_in and (not of_label_studio or request.endpoint == "protocol.versions")
+        cookie = request.cookies.get(COOKIE) if by_session else None
         if (cookie and _enter(cookie)) or (settings.sign_in and request.endpoint in _OPEN):
             return None
         for_programs = of_label_studio or (request.endpoint == "page.home" and not accepts_html())
@@ -153,15 +157,21 @@ def require_credentials(app: Flask, settings: Settings) -> None:
 def hide_token() -> None:
     """Take a token out of what a server writes into its log of requests."""
     if "token" in request.args:  # which reads the address, so that it is not read again
-        for name in ("QUERY_STRING", "RAW_URI", "REQUEST_URI"):
+        shown = urlencode({name: "..." if name == "token" else value for name, value in request.args.items()})
+        request.environ["QUERY_STRING"] = shown
+        for name in ("RAW_URI", "REQUEST_URI"):
             if name in request.environ:
-                text = request.environ[name]
-                request.environ[name] = re.sub(r"((?:^|[?&])token=)[^&#]*", r"\1...", text)
+                request.environ[name] = f"{request.environ[name].partition('?')[0]}?{shown}"
 
 
 def _has_project_token(user: str | None, token: str) -> bool:
     """Return whether a token is that of the project which a request of Label Studio is about."""
-    body = request.get_json(force=True, silent=True)
+    if not token:
+        return False
+    try:
+        body = request.get_json(force=True, silent=True)
+    except RecursionError:
+        body = None
     value = body.get("project") if isinstance(body, dict) else None
     if value is None and user:  # events of deletions may lack it
         value = user.removeprefix("project-")
@@ -182,13 +192,7 @@ def _enter(cookie: str) -> bool:
     session = people.find(cookie)
     if session is None:
         return False
-    found: list[frozenset[int]] = []
-
-    def projects() -> frozenset[int]:  # once a request
-        if not found:
-            found.append(people.projects(session))
-        return found[0]
-
+    projects = cache(partial(people.projects, session))  # asked once a request
     g.person = Person(session.name, session.role, projects, session.id)
     return True
 

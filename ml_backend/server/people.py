@@ -64,6 +64,7 @@ class People:
             LabelStudioError: the token is refused, or Label Studio does not answer.
         """
         name, is_owner = LabelStudioClient(self._url, token, TIMEOUT_S, retries=0).account()
+        name = name.lower()  # as an admin may have written it
         default, now, cookie = "admin" if is_owner else "annotator", datetime.now(timezone.utc), secrets.token_hex(32)
         values = {"default_role": default, "signed_in_at": now}
         self._storage.upsert(people, {"name": name}, values, {"role": "", "given_by": ""})
@@ -81,6 +82,10 @@ class People:
         if row is None or ensure_utc(row["expires_at"]) < datetime.now(timezone.utc):
             return None
         return Session(row["id"], row["name"], self._role(row["name"]), _crypt(row["token"], cookie).decode())
+
+    def leave(self, cookie: str) -> None:
+        """End the session of a cookie, if there is one."""
+        self.sign_out(_digest(cookie))
 
     def sign_out(self, session_id: str) -> None:
         """End a session."""

@@ -71,12 +71,15 @@ def ready() -> tuple[Response, int]:
 @blueprint.post("/setup")
 def setup() -> Response:
     """Return the model version; reject label configs without video tracks, so that the person connecting sees it."""
+    from ml_backend.server.access import person
+
     body = _json_body()
     project = project_id(body.get("project"))
     schema = body.get("schema")
     label_config = schema if isinstance(schema, str) and schema.strip() else ""
     version = services().prediction_service.setup(project, label_config, body.get("extra_params"))
-    services().prediction_service.remember_token(body.get("access_token"))
+    if person().projects is None:  # else the caller speaks for one project only
+        services().prediction_service.remember_token(body.get("access_token"))
     return jsonify({"model_version": version})
 
 
@@ -104,9 +107,10 @@ def predict() -> Response:
 
 @blueprint.post("/webhook")
 def webhook() -> tuple[Response, int]:
+    from ml_backend.server.access import person
     from ml_backend.server.webhooks import parse_event
 
-    outcome = services().webhooks.receive(parse_event(_json_body()))
+    outcome = services().webhooks.receive(parse_event(_json_body()), person().sees)
     if outcome == "ignored":
         return jsonify({"status": "Unknown event"}), 200
     return jsonify({"result": outcome, "status": "ok"}), 201

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,14 +92,17 @@ class WebhookReceiver:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def receive(self, event: Event) -> str:
+    def receive(self, event: Event, allowed: Callable[[int], bool] = lambda project: True) -> str:
         """Record an event; return ``"ignored"`` or ``"queued"``.
 
         A thread talks to Redis: a webhook must be answered at once even when Redis is slow to fail.
+
+        Args:
+            allowed: whether the sender may speak for a project.
         """
         if event.action not in QUEUED_EVENTS:
             return "ignored"
-        pending = self._record(event)
+        pending = self._record(event, allowed)
         with self._lock:
             self._pending |= pending
             if self._thread is None or not self._thread.is_alive():  # not earlier, since gunicorn forks
@@ -108,21 +111,22 @@ class WebhookReceiver:
         self._wake.set()
         return "queued"
 
-    def _record(self, event: Event) -> set[tuple[str, int]]:
+    def _record(self, event: Event, allowed: Callable[[int], bool]) -> set[tuple[str, int]]:
         """Store an event's work in the database; return the kind and project of each job to start."""
         storage, project_id = self._storage, event.project_id
         if event.action in ("TASKS_CREATED", "START_TRAINING"):
             kinds = ("prepare",) if event.action == "TASKS_CREATED" else ("learn", "train")
-            if project_id is None:
+            if project_id is None or not allowed(project_id):
                 return set()
             for kind in kinds:
                 self._note(kind, project_id, event.task_ids if kind == "prepare" and event.task_ids else (ALL_TASKS,))
             return {(kind, project_id) for kind in kinds}
-        if project_id is not None and len(event.task_ids) == 1 and event.annotation_ids:
-            storage.note_annotations(project_id, event.task_ids[0], event.annotation_ids)
         # Deletion events name only annotations, and may lack the project.
-        tasks = storage.tasks_of_annotations(event.annotation_ids)
-        if project_id is not None:
+        known = storage.tasks_of_annotations(event.annotation_ids)
+        tasks = {task: project for task, project in known.items() if allowed(project)}
+        if project_id is not None and allowed(project_id):
+            if len(event.task_ids) == 1 and event.annotation_ids and len(tasks) == len(known):
+                storage.note_annotations(project_id, event.task_ids[0], event.annotation_ids)
             tasks |= dict.fromkeys(event.task_ids, project_id)
         projects = set(tasks.values())
         for project in projects:

@@ -108,7 +108,7 @@ def test_prediction_is_repaired_and_a_refresh_keeps_that(here: Site, project: in
     assert queue(room, project) == []
     # Labels were learned meanwhile, which gives the same tracks another label and other scores.
     renamed = {**JUMPS, "id": "new", "score": 0.7, "value": {**JUMPS["value"], "labels": ["car"]}}
-    deliver_one(container, task, {"model_version": NEWER, "score": 0.7, "result": [renamed, SOUND]})
+    deliver_one(container, project, task, {"model_version": NEWER, "score": 0.7, "result": [renamed, SOUND]})
     kept = {item["id"]: item for item in here.client.list_predictions(task)[-1].result}
     assert kept["jumps"]["value"]["sequence"] == first["value"]["sequence"]
     assert [item["value"]["labels"] for item in kept.values()] == [["car"], ["car"], ["person"]]
@@ -133,7 +133,7 @@ def test_missed_object_is_added(here: Site, project: int, room: Room, work: Work
     assert (sound, added["value"]["labels"], len(shown(added))) == (SOUND, ["car"], 100)
     look(here, work, project, task)
     assert queue(room, project) == []
-    deliver_one(container, task, {"model_version": NEWER, "score": 0.7, "result": [SOUND]})
+    deliver_one(container, project, task, {"model_version": NEWER, "score": 0.7, "result": [SOUND]})
     assert [shown(item) for item in here.client.list_predictions(task)[-1].result] == [shown(SOUND), shown(added)]
     undo(room, project, done)
     assert here.client.list_predictions(task)[-1].result == [SOUND]
@@ -386,7 +386,7 @@ def test_many_tracks_repaired_and_undone_at_once(here: Site, project: int, room:
     assert by_hand(room, project, task, "relabel", "sound", label="car", status=409)
     # A refresh finds one of the deleted tracks only, which stays deleted.
     container = look(here, work, project, task)
-    deliver_one(container, task, {"model_version": NEWER, "score": 0.7, "result": [JUMPS, SOUND]})
+    deliver_one(container, project, task, {"model_version": NEWER, "score": 0.7, "result": [JUMPS, SOUND]})
     (kept,) = here.client.list_predictions(task)[-1].result
     assert kept["value"] == {**SOUND["value"], "labels": ["car"]}
     told = room.get(f"/api/repairs?project={project}&task={task}")["repairs"]

@@ -127,7 +127,7 @@ def test_nobody_gets_in_without_signing_in(guarded: Callable[..., Room]) -> None
 def test_signing_in_and_out(guarded: Callable[..., Room]) -> None:
     room = guarded()
     browser = room.app.test_client()
-    answer = browser.post("/sign-in", data={"token": " owner-token\n", "next": "https://evil.example"}, headers=HTML)
+    answer = browser.post("/sign-in", data={"token": " owner-token\n", "next": "/?a\r\nX: y"}, headers=HTML)
     assert answer.location == "/", "only this page"
     cookie = answer.headers["Set-Cookie"]
     assert all(word in cookie for word in (f"{COOKIE}=", "HttpOnly", "SameSite=Lax", "Path=/"))
@@ -251,6 +251,18 @@ def test_a_token_that_is_revoked_ends_the_session(
     assert browser.get("/", headers=HTML).location.startswith("/sign-in")
 
 
+def test_an_admin_who_was_removed_gives_no_role(
+    guarded: Callable[..., Room], users: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_backend.server.people.FRESH", timedelta(0))
+    room = guarded()
+    browser = sign_in(room, "owner-token")
+    del users["owner-token"]
+    assert browser.post("/api/people", json={"name": "friend@example.org", "role": "admin"}).status_code == 401
+    assert browser.get("/api/audit").status_code == 401
+    assert "friend@example.org" not in [row["name"] for row in room.services.people.all()]
+
+
 @pytest.mark.parametrize(
     ("role", "may", "may_not"),
     [
@@ -294,7 +306,7 @@ def test_defaults_come_from_label_studio_and_admins_change_them(guarded: Callabl
     assert found == {"owner@example.org": ("admin", True), "other@example.org": ("annotator", True)}
     assert other.get("/api/people").status_code == 403
     assert owner.post("/api/people", json={"name": "owner@example.org", "role": "viewer"}).status_code == 409
-    given = owner.post("/api/people", json={"name": "other@example.org", "role": "viewer"})
+    given = owner.post("/api/people", json={"name": " OTHER@example.org ", "role": "viewer"})
     assert (given.status_code, given.json["role"], given.json["given_by"]) == (200, "viewer", "owner@example.org")
     assert other.post("/api/auto_label", json={"project": 7}).status_code == 403, "at once"
     sign_in(room, "other-token")
@@ -316,7 +328,10 @@ def test_programs_use_basic_auth_beside_it(guarded: Callable[..., Room]) -> None
     assert program.get("/").status_code == 401
     browser = sign_in(room, "other-token")
     assert browser.get("/api/projects").status_code == 200
-    assert browser.post("/setup", json={"project": "7.1", "schema": CONFIG}).status_code in (200, 401)
+    bodies = {"/setup": {"project": "7.1", "schema": CONFIG}, "/webhook": {"action": "START_TRAINING", "project": 8}}
+    bodies["/predict"] = {"project": "7.1", "label_config": CONFIG, "tasks": []}
+    for path, body in bodies.items():
+        assert browser.post(path, json=body).status_code == 401, "a person is not Label Studio"
     assert actions(room)[0][:2] == ("machine", "optimize_memory")
     assert "session" in browser.get("/api/openapi.json").json["components"]["securitySchemes"]
 
@@ -396,11 +411,30 @@ def test_a_token_opens_its_project_only(make_room: Callable[..., Room]) -> None:
         assert client.post(path, json=body, auth=("project-8", token)).status_code == 401
         assert client.post(f"{path}?token={token}", json=body).status_code in (200, 201)
         assert client.post(path, json=body, auth=(user, token)).status_code in (200, 201)
+    assert client.post("/webhook?token=x", data="[" * 2000).status_code == 401, "too deep to be read"
     assert client.get("/versions", auth=(user, token)).status_code == 200
     assert client.get("/versions?project=8", auth=(user, token)).status_code == 404
     assert client.post("/versions", json={"project": 7, "version": "base"}, auth=(user, token)).status_code == 401
     assert client.get("/health").status_code == 200
     assert room.services.credentials(7) == (user, token)
+
+
+def test_a_token_speaks_for_its_project_only(make_room: Callable[..., Room], monkeypatch: pytest.MonkeyPatch) -> None:
+    room = make_room(project_tokens=True, label_studio_api_key="")
+    told: list[str] = []
+    monkeypatch.setattr(room.services.prediction_service, "remember_token", told.append)
+    client, storage = room.app.test_client(), room.services.storage
+    credentials = room.services.project_credentials(7)
+    storage.note_annotations(8, 80, [555])
+    for action in ("ANNOTATION_UPDATED", "ANNOTATIONS_DELETED"):
+        event = {"action": action, "project": {"id": 7}, "task": {"id": 70}, "annotation": {"id": 555}}
+        event |= {"annotations": [{"id": 555}]} if action == "ANNOTATIONS_DELETED" else {}
+        assert client.post("/webhook", json=event, auth=credentials).status_code == 201
+    assert storage.tasks_of_annotations([555]) == {80: 8}
+    assert storage.pending("learn", 8) == {}
+    setup = {"project": "7.1", "schema": CONFIG, "access_token": "somebody's"}
+    assert client.post("/setup", json=setup, auth=credentials).status_code == 200
+    assert told == [], "it is used for all projects"
 
 
 def test_a_webhook_needs_the_token_of_its_project(make_room: Callable[..., Room], label_studio: LabelStudio) -> None:

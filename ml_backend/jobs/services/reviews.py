@@ -173,6 +173,7 @@ class Reviews:
             LabelStudioError: Label Studio does not answer.
         """
         from ml_backend.datasets.annotation_reader import AnnotationReader
+        from ml_backend.label_studio.regions import stated_frames
         from ml_backend.review.track_rows import track_rows
 
         config = cached_label_config(self._client.get_project(project_id).label_config)
@@ -182,7 +183,7 @@ class Reviews:
         )
         found = []
         for video in reader.task_videos():
-            counts = [int(region["value"].get("framesCount") or 0) for region in video.regions]
+            counts = [stated_frames(region) for region in video.regions]
             rate = video.frame_rate or DEFAULT_FRAME_RATE
             stated = max((round(seconds * rate) for seconds in video.facts.durations), default=0)
             count = max(counts, default=0) or stated

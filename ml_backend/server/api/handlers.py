@@ -935,11 +935,11 @@ def give_role(body: requests.GiveRole) -> responses.Person:
     It counts at once. The default is admin for the owner of Label Studio's organisation, else annotator. Nobody can
     change their own role.
     """
-    caller = person()
-    if body.name == caller.name:
+    caller, name = person(), body.name.strip().lower()
+    if name == caller.name:
         raise Conflict("This is your own role.", "Ask another admin, or send BASIC_AUTH_USER and BASIC_AUTH_PASS.")
-    services().people.give(body.name, None if body.role == "default" else body.role, caller.name)
-    return next(_person(row) for row in services().people.all() if row["name"] == body.name)
+    services().people.give(name, None if body.role == "default" else body.role, caller.name)
+    return next(_person(row) for row in services().people.all() if row["name"] == name)
 
 
 def _person(row: Mapping[str, Any]) -> responses.Person:

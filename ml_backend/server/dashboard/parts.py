@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cachetools import TTLCache, cached
 
 from ml_backend.core.errors import BackendError, LabelStudioError
+from ml_backend.db.audit import MAX_ROWS
 from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.labeling.model_version import BASE
 from ml_backend.review.repair_json import ACCEPT
@@ -181,7 +182,9 @@ def _patterns(state: PageState) -> Context:
 
 
 def _exemplars_of(state: PageState, label: str, limit: int) -> list[Any]:
-    return handlers.exemplars(requests.ShowExemplars(project=_project(state), label=label, limit=limit))["exemplars"]
+    with validation_errors("filter"):
+        query = requests.ShowExemplars(project=_project(state), label=label, limit=limit)
+    return handlers.exemplars(query)["exemplars"]
 
 
 def _exemplars(state: PageState) -> Context:
@@ -201,7 +204,9 @@ def _similar(state: PageState) -> Context:
     label = state.values.get("label", "")[:255]
     if not label:
         return {"similar": None, "label": ""}
-    similar, _ = handlers.similar(requests.FindSimilar(project=_project(state), label=label, limit=SIMILAR_TRACKS))
+    with validation_errors("filter"):
+        query = requests.FindSimilar(project=_project(state), label=label, limit=SIMILAR_TRACKS)
+    similar, _ = handlers.similar(query)
     return {"similar": similar, "label": label}
 
 
@@ -438,7 +443,7 @@ def _people(state: PageState) -> Context:
 
 def _audit(state: PageState) -> Context:
     only = state.project if state.values.get("only") == "1" else None
-    number = state.number("page-audit")
+    number = min(state.number("page-audit"), MAX_ROWS // ACTIONS + 1)
     query = requests.ListActions(project=only, limit=ACTIONS, offset=ACTIONS * (number - 1))
     found = handlers.audit(query)
     pages = max(-(-found["total"] // ACTIONS), 1)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from functools import cache
 from hashlib import sha256
@@ -113,13 +114,18 @@ def sign_in() -> Response:
 
 
 def _sign_in_page(problem: BackendError | None = None, status: int = 200) -> Response:
-    after = request.values.get("next", "")
-    context = _context(read_state(whole=False)) | {"error": problem, "after": after if after.startswith("/?") else "/"}
+    context = _context(read_state(whole=False)) | {"error": problem, "after": _next()}
     context["refused"] = isinstance(problem, TokenRefused)
     response = Response(_render("page/sign_in.html", **context), status)
-    if status == 429 and problem:
+    if status == 429:
         response.headers["Retry-After"] = str(round(TRIES_S))
     return response
+
+
+def _next() -> str:
+    """Return where a browser goes after signing in: a view of the page, whatever a link says."""
+    after = request.values.get("next", "")
+    return after if re.fullmatch(r"/\?[^\x00-\x20\\]*", after) else "/"
 
 
 @blueprint.post("/sign-in")
@@ -140,8 +146,9 @@ def enter() -> Response:
         failures.note(address)
         return _sign_in_page(error, 403)
     container.audit.record(session.name, "sign_in", detail=address)
-    after = request.form.get("next", "/")
-    response = Response(status=303, headers={"Location": after if after.startswith("/?") else "/"})
+    if before := request.cookies.get(COOKIE):
+        container.people.leave(before)
+    response = Response(status=303, headers={"Location": _next()})
     options: dict[str, Any] = {"httponly": True, "samesite": "Lax", "max_age": LIFETIME}
     # A proxy says that it was reached by TLS; who claims so without one only keeps the cookie from itself.
     secure = request.is_secure or request.headers.get("X-Forwarded-Proto") == "https"
@@ -155,7 +162,8 @@ def sign_out() -> Response:
     if person().session_id:
         services().people.sign_out(person().session_id)
         record("sign_out")
-    response = Response(status=303, headers={"Location": "/sign-in"})
+    # The browser also forgets the frames and clips that it was shown.
+    response = Response(status=303, headers={"Location": "/sign-in", "Clear-Site-Data": '"cache"'})
     response.delete_cookie(COOKIE)
     return response
 
