@@ -34,6 +34,8 @@ from ml_backend.video.probe import probe
 
 log = logging.getLogger(__name__)
 
+#: Frames of the longest video whose detections are held in memory: some 100 MB in a crowd.
+MAX_LOGGED = 100_000
 #: Size in pixels that is assumed where neither the task nor a file tells it: boxes are percent of it.
 ASSUMED_SIZE = (1920, 1080)
 
@@ -111,6 +113,8 @@ def open_for_review(
         names: dict[int, str] = {}
         if models is not None and models.detector is not None:
             detections, names = _detections(path, info, decoded, models.settings, models.detector, progress)
+        elif logged is not None and timeline.frames_count > MAX_LOGGED:
+            notes.append(f"Without detections: the video has more than {MAX_LOGGED} frames.")
         elif logged is not None:
             try:
                 detections, names = _by_shown_frame(logged.frames(), decoded), dict(enumerate(logged.class_names))
