@@ -189,7 +189,8 @@ def test_what_is_not_the_video_s_fault_is_told_apart(
     with monkeypatch.context() as patch:
         patch.setattr(httpx.Client, "send", revoked)
         refused, sound = importing.run(find_videos([tmp_path]))
-    assert (type(refused.error), refused.detail) == (LabelStudioError, str(refused.error))
+    assert isinstance(refused.error, LabelStudioError)
+    assert refused.detail == str(refused.error)
     assert "refuses the token" in refused.detail
     assert isinstance(sound.error, VideoError)
     (done,) = importing.run([tmp_path / "a.mp4"])
