@@ -307,7 +307,15 @@ class RepairTracks(OfProject):
     annotation: Annotated[
         int | None, Field(ge=1, lt=1 << 31, description="That the tracks are of; null: of a prediction."), _Whole
     ] = None
-    tracks: Annotated[list[SeenTrack], Field(min_length=1, max_length=500, description="join and swap take two.")]
+    tracks: Annotated[
+        list[SeenTrack],
+        Field(
+            min_length=1,
+            max_length=500,
+            description="join and swap take two.",
+            examples=[[{"region": "aB3dE6gH9k", "digest": "0" * 16}]],
+        ),
+    ]
     action: Annotated[
         ManualAction,
         Field(description="split, swap (from a frame on) and end need a frame, relabel a label; join, delete."),
