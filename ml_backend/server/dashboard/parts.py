@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from cachetools import TTLCache, cached
 
 from ml_backend.core.errors import BackendError, LabelStudioError
-from ml_backend.db.audit import MAX_ROWS
 from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.labeling.model_version import BASE
 from ml_backend.review.repair_json import ACCEPT
@@ -442,6 +441,8 @@ def _people(state: PageState) -> Context:
 
 
 def _audit(state: PageState) -> Context:
+    from ml_backend.db.audit import MAX_ROWS
+
     only = state.project if state.values.get("only") == "1" else None
     number = min(state.number("page-audit"), MAX_ROWS // ACTIONS + 1)
     query = requests.ListActions(project=only, limit=ACTIONS, offset=ACTIONS * (number - 1))
