@@ -211,7 +211,7 @@ def region_boxes(
         rotated boxes are replaced by the upright boxes around them.
     """
     keys = RegionKeys.read(region)
-    last = max([stated_frames(region), *keys.frames[-1:].tolist()])
+    last = max([int(region["value"].get("framesCount") or 0), *keys.frames[-1:].tolist()])
     wanted = np.arange(1, last + 1, dtype=np.int64) if frames is None else np.asarray(frames, dtype=np.int64)
     return wanted, *keys.boxes(width, height, wanted)
 
