@@ -93,6 +93,13 @@ class AnnotationReader:
         self.url = url
 
     @classmethod
+    def of_task(
+        cls, task: RawTask, open_media: OpenMedia, config: LabelConfig, predictions: Predictions
+    ) -> AnnotationReader:
+        """Return a reader of a single task."""
+        return cls(lambda: iter([task]), open_media, config, predictions=predictions)
+
+    @classmethod
     def from_file(
         cls,
         path: Path,

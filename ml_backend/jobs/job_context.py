@@ -98,7 +98,7 @@ class JobContext:
         """
         config = parse_label_config(self.label_config(project_id))
         task = self.container.client.get_full_task(task_id, project_id)
-        return AnnotationReader(lambda: iter([task]), self._store().opener(project_id), config, predictions=predictions)
+        return AnnotationReader.of_task(task, self._store().opener(project_id), config, predictions)
 
     @contextmanager
     def video(self, project_id: int, task_id: int) -> Iterator[tuple[Path, str]]:

@@ -20,8 +20,8 @@ from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.labeling.few_shot.pattern_store import video_key
-from ml_backend.review.moment_store import MomentStore, Row
-from ml_backend.review.repair_json import FRAMES_AT_ONCE, MODEL_BYTES, clip_name, digest, frames_key, frames_name
+from ml_backend.review.moment_store import MomentStore, Row, embedding_of
+from ml_backend.review.repair_json import FRAMES_AT_ONCE, clip_name, digest, frames_key, frames_name
 
 if TYPE_CHECKING:
     from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo
@@ -93,12 +93,11 @@ def _review_task(container: Container, project_id: int, task_id: int) -> None:
 
 
 def _reader(container: Container, project_id: int, task: dict[str, Any], config: LabelConfig) -> AnnotationReader:
-    return AnnotationReader(lambda: iter([task]), container.media.opener(project_id), config, predictions="missing")
+    return AnnotationReader.of_task(task, container.media.opener(project_id), config, "missing")
 
 
 def _moments(container: Container, project_id: int, video: TaskVideo, embedder: ResolvedModel | None) -> Iterator[Row]:
     """Yield the moments of a video as rows of the store."""
-    from ml_backend.embeddings.crop_embeddings import to_half
     from ml_backend.review.moments import find_moments
     from ml_backend.review.reading import open_for_review
     from ml_backend.review.region_repairs import region_digest, repair_to_json
@@ -119,8 +118,7 @@ def _moments(container: Container, project_id: int, video: TaskVideo, embedder: 
             label = (labels[moment.tracks[0]] if moment.tracks else repair["label"]) or ""
             embedding = None
             if embedder and moment.tracks and (view := views.get(moment.tracks[0])):
-                model = bytes.fromhex(digest(embedder.model_id))[:MODEL_BYTES]
-                embedding = model + to_half(view.looks.vectors.mean(axis=0))
+                embedding = embedding_of(embedder.model_id, view.looks.vectors.mean(axis=0))
             same = [video.task_id, moment.kind, moment.first, moment.last, sequences]
             yield {
                 "id": digest(*same, label if moment.kind == "label" else ""),

@@ -95,6 +95,13 @@ class Timeline:
         out: Float64Array = _js_round((frames - 1) / self.frame_rate / SEEK_STEP) * SEEK_STEP + SEEK_STEP
         return out
 
+    def shown_at(self, first: int, last: int) -> dict[int, list[int]]:
+        """Return the 1-based frames, of ``first`` to ``last``, that show each decoded frame, by its index."""
+        shown: dict[int, list[int]] = {}
+        for frame, index in enumerate(self.decoded_index(np.arange(first, last + 1)).tolist(), start=first):
+            shown.setdefault(index, []).append(frame)
+        return shown
+
     def decoded_index(self, ls_frames: npt.ArrayLike) -> IntArray:
         """Return the 0-based decoded frame ``(n,)`` on screen at each of the 1-based frames ``ls_frames``."""
         seek_us = (self.seek_times(ls_frames) * _US).astype(np.int64)

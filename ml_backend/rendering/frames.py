@@ -8,7 +8,6 @@ from itertools import takewhile
 from pathlib import Path
 
 import cv2
-import numpy as np
 
 from ml_backend.core.boxes import scaled_size
 from ml_backend.core.errors import VideoError
@@ -29,10 +28,7 @@ def frames_archive(path: Path, timeline: Timeline, first: int, last: int) -> byt
     Raises:
         VideoError: none of the frames can be decoded.
     """
-    info, wanted = probe(path), np.arange(first, last + 1)
-    shown_at: dict[int, list[int]] = {}
-    for frame, index in zip(wanted.tolist(), timeline.decoded_index(wanted).tolist(), strict=True):
-        shown_at.setdefault(index, []).append(frame)
+    info, shown_at = probe(path), timeline.shown_at(first, last)
     size = scaled_size(info.width, info.height, min(1.0, SIDE / max(info.width, info.height)))
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:  # stored: JPEG files cannot be compressed further

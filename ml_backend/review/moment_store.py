@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import moments, repairs
-from ml_backend.review.repair_json import ACCEPT, DISMISS, MODEL_BYTES, SKIP
+from ml_backend.review.repair_json import ACCEPT, DISMISS, SKIP, digest
+
+if TYPE_CHECKING:
+    from ml_backend.core.types import FloatArray
 
 #: Most moments of a task that are kept, those with the largest gain.
 MAX_PER_TASK = 50
@@ -20,6 +23,8 @@ MAX_PER_TASK = 50
 Row = dict[str, Any]
 #: Columns by which the queue can be filtered.
 FILTERS = ("task_id", "kind", "label", "author")
+#: First bytes of a stored embedding, which tell its model.
+_MODEL_BYTES = 8
 #: Id of the first decision of a decision's batch.
 _FIRST = sa.case((repairs.c.batch == 0, repairs.c.id), else_=repairs.c.batch)
 
@@ -257,6 +262,13 @@ class MomentStore:
             ]
 
 
+def embedding_of(model_id: str, vector: FloatArray) -> bytes:
+    """Return how a moment's embedding ``(d,)`` is stored: the digest of its model, then the vector."""
+    from ml_backend.embeddings.crop_embeddings import to_half
+
+    return bytes.fromhex(digest(model_id)) + to_half(vector)
+
+
 def _looks_dismissed(decided: Sequence[tuple[str, bytes]]) -> Callable[[bytes | None], bool]:
     """Return a function that tells whether the decided moment most similar to an embedding was dismissed."""
     if all(action == ACCEPT for action, _ in decided):
@@ -265,14 +277,14 @@ def _looks_dismissed(decided: Sequence[tuple[str, bytes]]) -> Callable[[bytes | 
 
     by_model: dict[tuple[bytes, int], list[tuple[str, bytes]]] = defaultdict(list)
     for action, blob in decided:
-        by_model[blob[:MODEL_BYTES], len(blob)].append((action, blob[MODEL_BYTES:]))
+        by_model[blob[:_MODEL_BYTES], len(blob)].append((action, blob[_MODEL_BYTES:]))
     vectors = {model: from_half([blob for _, blob in items]) for model, items in by_model.items()}
 
     def dismissed(embedding: bytes | None) -> bool:
-        model = (embedding[:MODEL_BYTES], len(embedding)) if embedding else (b"", 0)
+        model = (embedding[:_MODEL_BYTES], len(embedding)) if embedding else (b"", 0)
         if not embedding or model not in by_model:
             return False
-        alike = vectors[model] @ from_half([embedding[MODEL_BYTES:]])[0]
+        alike = vectors[model] @ from_half([embedding[_MODEL_BYTES:]])[0]
         return by_model[model][int(alike.argmax())][0] == DISMISS
 
     return dismissed

@@ -112,12 +112,12 @@ def open_for_review(
         detections: dict[int, Detections] | None = None
         names: dict[int, str] = {}
         if models is not None and models.detector is not None:
-            detections, names = _detections(path, info, decoded, models.settings, models.detector, progress)
+            detections, names = _detections(path, info, timeline, models.settings, models.detector, progress)
         elif logged is not None and timeline.frames_count > MAX_LOGGED:
             notes.append(f"Without detections: the video has more than {MAX_LOGGED} frames.")
         elif logged is not None:
             try:
-                detections, names = _by_shown_frame(logged.frames(), decoded), dict(enumerate(logged.class_names))
+                detections, names = _by_shown_frame(logged.frames(), timeline), dict(enumerate(logged.class_names))
             except ValueError as error:
                 notes.append(f"Without detections: {error}")
         video = ReviewVideo(
@@ -224,7 +224,7 @@ def _on_timeline(crops: Sequence[CropEmbedding], decoded: IntArray) -> list[Crop
 def _detections(
     path: Path,
     info: VideoInfo,
-    decoded: IntArray,
+    timeline: Timeline,
     settings: Settings,
     resolved: ResolvedDetector,
     progress: Progress | None,
@@ -240,15 +240,13 @@ def _detections(
     with use_detector(resolved, settings, info) as detector:
         stride = detection_stride(settings, resolved, info)
         with closing(detection_stream(path, info, detector, batch=settings.batch, stride=stride)) as stream:
-            return _by_shown_frame(reported(stream), decoded), dict(detector.names)
+            return _by_shown_frame(reported(stream), timeline), dict(detector.names)
 
 
-def _by_shown_frame(stream: Iterable[FrameFeatures], decoded: IntArray) -> dict[int, Detections]:
-    """Return detections of decoded frames by the frames of the timeline that show these."""
-    shown_at: dict[int, list[int]] = {}
-    for frame, index in enumerate(decoded.tolist()):
-        shown_at.setdefault(index, []).append(frame)
-    return {frame: features.detections for features in stream for frame in shown_at.get(features.index, ())}
+def _by_shown_frame(stream: Iterable[FrameFeatures], timeline: Timeline) -> dict[int, Detections]:
+    """Return detections of decoded frames by the 0-based frames of the timeline that show these."""
+    shown_at = timeline.shown_at(1, timeline.frames_count)
+    return {frame - 1: features.detections for features in stream for frame in shown_at.get(features.index, ())}
 
 
 def _class_labels(task: TaskVideo, tracks: Sequence[Track], class_names: Sequence[str]) -> dict[str, str]:

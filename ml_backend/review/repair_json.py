@@ -12,8 +12,6 @@ RepairJson = dict[str, Any]
 #: Answers that change no region. A skipped moment stays in the queue, at its end.
 SKIP, DISMISS = "skip", "dismiss"
 ACCEPT = "accept"
-#: First bytes of a stored embedding, which tell its model.
-MODEL_BYTES = 8
 
 
 def digest(*facts: Any) -> str:

@@ -178,9 +178,7 @@ class Reviews:
 
         config = cached_label_config(self._client.get_project(project_id).label_config)
         task = self._client.get_full_task(task_id, project_id)
-        reader = AnnotationReader(
-            lambda: iter([task]), self._container.media.opener(project_id), config, predictions="missing"
-        )
+        reader = AnnotationReader.of_task(task, self._container.media.opener(project_id), config, "missing")
         found = []
         for video in reader.task_videos():
             counts = [stated_frames(region) for region in video.regions]
