@@ -96,6 +96,8 @@ def _bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         for name in Settings.model_fields:
             patch.delenv(name.upper(), raising=False)
+        # Commands would else use a stack that runs from this folder, as tests in other processes start them.
+        patch.setenv("DATA_DIR", "data")
         patch.setenv("YOLO_AUTOINSTALL", "false")
         # Exports in the background would take the processor from whatever is tested; tests of engines ask for them.
         patch.setenv("ENGINE", "torch")

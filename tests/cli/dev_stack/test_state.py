@@ -143,6 +143,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "videos").mkdir()
     monkeypatch.chdir(tmp_path / "videos")
     monkeypatch.setattr(discover, "ROOT", folder)
+    monkeypatch.delenv("DATA_DIR")
     return folder
 
 
