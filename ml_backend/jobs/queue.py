@@ -393,8 +393,18 @@ class JobQueue:
         """Return those of the jobs that exist. Call within :meth:`guard`."""
         from ml_backend.jobs.known_job import KnownJob
 
-        jobs = KnownJob.fetch_many(list(job_ids), connection=self.connection) if job_ids else []
-        return [job for job in jobs if job is not None]
+        jobs: list[KnownJob] = []
+        with self.connection.pipeline() as pipeline:
+            for job_id in job_ids:
+                pipeline.hgetall(KnownJob.key_for(job_id))
+            for job_id, record in zip(job_ids, pipeline.execute(), strict=True):
+                # Where Redis has lost its data, the heartbeat of a running job makes a record of nothing else, at
+                # which RQ's own function fails for all jobs.
+                if b"data" in record:
+                    job = KnownJob(job_id, connection=self.connection)
+                    job.restore(record)
+                    jobs.append(job)
+        return jobs
 
     def recover_orphaned(self, after_s: float = 20.0) -> list[str]:
         """Enqueue orphaned jobs, which are in no list, and return their ids.

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from label_studio_sdk import LabelStudio as Sdk
-from redis import Redis
 from rq.job import Job
 from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
@@ -90,12 +89,11 @@ class Site:
 
     def jobs(self) -> dict[str, str]:
         """State of every job that is not through."""
-        with Redis.from_url(self.settings.redis_url) as connection:
-            names = [key.decode()[len("rq:job:") :] for key in connection.keys("rq:job:*")]
-            found = Job.fetch_many(names, connection=connection, serializer=JSONSerializer)
-            # As it was fetched: it may have ended since.
-            states = {job.id: job.get_status(refresh=False) for job in found if job}
-            return {name: state.value for name, state in states.items() if state and state != "finished"}
+        queue = JobQueue(self.settings)
+        names = [key.decode()[len("rq:job:") :] for key in queue.connection.keys("rq:job:*")]
+        # As it was fetched: it may have ended since.
+        states = {job.id: job.get_status(refresh=False) for job in queue.fetch_many(names)}
+        return {name: state.value for name, state in states.items() if state and state != "finished"}
 
     def job(self, job_id: str) -> Job:
         return Job.fetch(job_id, connection=self.queue.connection, serializer=JSONSerializer)

@@ -216,6 +216,16 @@ def test_job_whose_next_try_was_not_noted_is_put_back(queue: JobQueue) -> None:
     assert queue.depths()["prepare"]["queued"] == 1
 
 
+def test_a_heartbeat_of_a_job_that_redis_has_forgotten_hides_no_other(queue: JobQueue) -> None:
+    queue.request_prepare(7, 1)
+    (job_id,) = queue.queues["prepare"].get_job_ids()
+    running = KnownJob("train-7", connection=queue.connection)
+    queue.connection.hset(running.key, "last_heartbeat", "2026-01-01T00:00:00Z")
+    with queue.guard():
+        assert [job.id for job in queue.fetch_many(["train-7", "unknown", job_id])] == [job_id]
+        assert queue.fetch("train-7") is None
+
+
 def test_jobs_that_are_somewhere_are_left_alone(queue: JobQueue) -> None:
     for number in range(4):
         queue.request_prepare(7, number)
