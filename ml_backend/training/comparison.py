@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,8 @@ SURE_SCORE = 0.5
 SURE_S = 1.0
 #: IoU from which two boxes show one object, and the share of a track's frames on which another one must do so.
 SAME_IOU, SAME_SHARE = 0.5, 0.5
+#: Share of a label's sure tracks to which people have given one other label, from which they may mean all of them.
+RENAMED_SHARE = 0.5
 #: Changes that are listed, and those that clips show; all are counted.
 LISTED, CLIPS = 60, 6
 
@@ -118,6 +121,8 @@ class Change:
         score: of the track.
         wanted: it is relabelled to a label that is new to the incumbent, and the old label has held-out annotations:
             these tell whether that is right.
+        renamed: likewise, but nobody has annotated the old label: people gave the new one to most objects that had the
+            old one. Whether they mean all of them, in all videos, only they can say.
         clip: index of the clip that shows it; ``None`` without one.
     """
 
@@ -129,6 +134,7 @@ class Change:
     last: int
     score: float
     wanted: bool = False
+    renamed: bool = False
     clip: int | None = None
 
 
@@ -159,6 +165,7 @@ class TrackComparison:
     Args:
         measured: labels with held-out annotations.
         base: the configured detector, unless it is the incumbent; the reference for labels that are not ``measured``.
+        renames: see :func:`find_renames`.
     """
 
     def __init__(
@@ -167,10 +174,11 @@ class TrackComparison:
         incumbent: TracksOfModel,
         measured: Collection[str],
         base: TracksOfModel | None = None,
+        renames: Collection[tuple[str, str]] = (),
     ) -> None:
         models = [model for model in (candidate, incumbent, base) if model is not None]
         self._candidate, self._incumbent, self._base = candidate, incumbent, base
-        self._measured = frozenset(measured)
+        self._measured, self._renames = frozenset(measured), frozenset(renames)
         #: Parts that all models could read.
         self.parts = [part for part in incumbent.tracks if all(part in model.tracks for model in models)]
         self.sure = sum(len(_sure(incumbent, part)) for part in self.parts)
@@ -187,13 +195,17 @@ class TrackComparison:
                 if kind is None:
                     kept.add(i)
                 elif _is_sure(track, part):
-                    wanted = now not in (*self._incumbent.labels, "") and track.label in self._measured
-                    yield _moment(kind, part, track, now, wanted)
+                    new_label = now not in (*self._incumbent.labels, "")
+                    wanted = new_label and track.label in self._measured
+                    yield _moment(kind, part, track, now, wanted, new_label and self._is_renamed(track, now))
             for j, track in enumerate(new):
                 # Tracks with a label that the incumbent lacks are what it was trained for.
                 known = track.label in self._incumbent.labels
                 if known and _is_sure(track, part) and not hits.explained(j, kept):
                     yield _moment("gained", part, track)
+
+    def _is_renamed(self, track: Track, now: str) -> bool:
+        return track.label not in self._measured and (str(track.label), now) in self._renames
 
     def summary(self, moments: Sequence[Moment] | None = None) -> dict[str, Any]:
         """Return the comparison as plain JSON.
@@ -203,21 +215,22 @@ class TrackComparison:
 
         Returns:
             ``videos``, ``frames``; ``tracks``, the incumbent's sure ones; of these ``lost`` and ``relabelled``;
-            ``kept_interval``, the 95 % interval of the share of the others; ``gained``; ``worse``, those lost or
-            relabelled that nobody wanted; ``changes``, the first of them; and ``base`` with ``tracks``, ``worse`` and
-            ``worse_before``, the incumbent's: of the labels that are not measured, compared with the base model;
-            ``None`` where that is the incumbent.
+            ``kept_interval``, the 95 % interval of the share of the others; ``gained``; ``renamed``, see
+            :class:`Change`; ``worse``, those lost or relabelled that are neither wanted nor renamed; ``changes``, the
+            first of them; and ``base`` with ``tracks``, ``worse`` and ``worse_before``, the incumbent's: of the labels
+            that are not measured, compared with the base model; ``None`` where that is the incumbent.
         """
         changes = [moment.change for moment in (self.moments if moments is None else moments)]
         counts: dict[str, int] = {kind: sum(change.kind == kind for change in changes) for kind in _KINDS}
-        wanted = sum(change.wanted for change in changes)
+        wanted, renamed = sum(change.wanted for change in changes), sum(change.renamed for change in changes)
         return {
             "videos": len({part.video.task for part in self.parts}),
             "frames": sum(part.frames for part in self.parts),
             "tracks": self.sure,
             **counts,
+            "renamed": renamed,
             "kept_interval": share_interval(self.sure - counts["lost"] - counts["relabelled"], self.sure),
-            "worse": counts["lost"] + counts["relabelled"] - wanted,
+            "worse": counts["lost"] + counts["relabelled"] - wanted - renamed,
             "changes": [asdict(c) for n, c in enumerate(changes) if n < LISTED - CLIPS or c.clip is not None],
             "base": None if self._base is None else self._drift(self._base),
         }
@@ -232,7 +245,11 @@ class TrackComparison:
             ]
             tracks += len(chosen)
             new, old = (_Hits(reference, model.tracks[part]) for model in (self._candidate, self._incumbent))
-            worse += sum(new.fate(i)[0] is not None for i in chosen)
+            worse += sum(
+                kind is not None and not self._is_renamed(reference[i], now)
+                for i in chosen
+                for kind, now in [new.fate(i)]
+            )
             before += sum(old.fate(i)[0] is not None for i in chosen)
         return {"tracks": tracks, "worse": worse, "worse_before": before}
 
@@ -245,10 +262,12 @@ def _is_sure(track: Track, part: VideoPart) -> bool:
     return track.score >= SURE_SCORE and len(track) >= min(SURE_S * part.info.fps, part.frames)
 
 
-def _moment(kind: ChangeKind, part: VideoPart, track: Track, now: str = "", wanted: bool = False) -> Moment:
+def _moment(
+    kind: ChangeKind, part: VideoPart, track: Track, now: str = "", wanted: bool = False, renamed: bool = False
+) -> Moment:
     first, last = int(track.frames[0]) + 1, int(track.frames[-1]) + 1
     label = str(track.label)
-    change = Change(kind, part.video.task, label, now, first, last, round(float(track.score), 3), wanted)
+    change = Change(kind, part.video.task, label, now, first, last, round(float(track.score), 3), wanted, renamed)
     return Moment(change, part, track)
 
 
@@ -299,6 +318,36 @@ class _Hits:
             if new == j and (self._old[i].label == track.label or i not in kept):
                 found[in_new] = True
         return bool(found.sum() >= SAME_SHARE * len(track))
+
+
+def annotated_as(found: Sequence[Track], annotated: Sequence[Track]) -> Counter[tuple[str, str]]:
+    """Count a model's sure tracks of one part by their label and by that of people.
+
+    Args:
+        annotated: people's tracks on the same frames.
+
+    Returns:
+        Number of tracks by ``(label, label of people)``; the second is empty where people annotated nothing.
+    """
+    hits = _Hits(found, annotated)
+    fates = [(str(track.label), *hits.fate(i)) for i, track in enumerate(found) if track.score >= SURE_SCORE]
+    return Counter((label, label if kind is None else now) for label, kind, now in fates)
+
+
+def find_renames(counts: Mapping[tuple[str, str], int]) -> frozenset[tuple[str, str]]:
+    """Return the pairs of an old and a new label, where people gave the new one to most tracks that have the old one.
+
+    Args:
+        counts: see :func:`annotated_as`.
+    """
+    totals: Counter[str] = Counter()
+    for (label, _), number in counts.items():
+        totals[label] += number
+    return frozenset(
+        (label, now)
+        for (label, now), number in counts.items()
+        if now not in (label, "") and number > RENAMED_SHARE * totals[label]
+    )
 
 
 def share_interval(count: int, total: int) -> tuple[float, float] | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ from ml_backend.training.comparison import (
     TrackComparison,
     TracksOfModel,
     VideoPart,
+    annotated_as,
+    find_renames,
     moments_to_show,
     sample_parts,
     with_clip,
@@ -196,7 +199,7 @@ def evaluate(plan: EvaluationPlan, emit: Emit, pause: Callable[[], None] = lambd
     # The motion detector knows no labels, and finds whatever moves: there is nothing to compare.
     motion = any(model.kind == "motion" for model in plan.models)
     parts = [] if motion else sample_parts(plan.others, plan.settings.gate_frames)
-    results, tracks = {}, {}
+    results, tracks, renames = {}, {}, frozenset[tuple[str, str]]()
     for model in plan.models:
         measured = _Measurement(model, plan, parts)
         total = held_out * model.held_out + sum(part.frames for part in parts)
@@ -211,12 +214,17 @@ def evaluate(plan: EvaluationPlan, emit: Emit, pause: Callable[[], None] = lambd
             emit("progress", model=model.name, done=total, of=total)
         if model.held_out:
             results[model.name] = measured.result()
+        if model.name == "incumbent":
+            renames = find_renames(measured.annotated_as)
         tracks[model.name] = measured.others
-    return {"results": results, "others": _compare(plan, tracks) if parts else None}
+    return {"results": results, "others": _compare(plan, tracks, renames) if parts else None}
 
 
-def _compare(plan: EvaluationPlan, tracks: Mapping[str, TracksOfModel]) -> dict[str, Any]:
-    comparison = TrackComparison(tracks["candidate"], tracks["incumbent"], plan.measured_labels, tracks.get("base"))
+def _compare(
+    plan: EvaluationPlan, tracks: Mapping[str, TracksOfModel], renames: Collection[tuple[str, str]]
+) -> dict[str, Any]:
+    models = tracks["candidate"], tracks["incumbent"]
+    comparison = TrackComparison(*models, plan.measured_labels, tracks.get("base"), renames)
     moments = comparison.moments
     if plan.clips is not None:
         titles = {model.name: model.title for model in plan.models}
@@ -248,6 +256,7 @@ class _Measurement:
 
     Attributes:
         others: the tracks found so far.
+        annotated_as: how many tracks of the held-out parts have which label, and which one people gave them.
     """
 
     def __init__(self, model: MeasuredModel, plan: EvaluationPlan, parts: Iterable[VideoPart]) -> None:
@@ -259,6 +268,7 @@ class _Measurement:
         self._done = self._frames = self._precision_frames = 0
         self._truth: set[tuple[str, int]] = set()
         self.others = TracksOfModel(frozenset())
+        self.annotated_as: Counter[tuple[str, str]] = Counter()
 
     def run(self) -> Iterator[int]:
         """Run the evaluation; yields the number of frames done from time to time."""
@@ -300,9 +310,7 @@ class _Measurement:
             except VideoError as error:
                 log.warning("A part of task %d is not compared: %s", part.video.task, error)
                 continue
-            for track in tracks:
-                track.label = label_of(track.class_scores)
-            self.others.tracks[part] = [track for track in tracks if track.label is not None]
+            self.others.tracks[part] = _labelled(tracks, label_of)
 
     def _span(self, detector: Detector, video: HeldOutVideo, info: VideoInfo, span: tuple[int, int]) -> Iterator[int]:
         first, last = span
@@ -333,7 +341,17 @@ class _Measurement:
         predicted_rows = _rows([track for track in tracks if track.top_class in to_track])
         truth_rows = truth[:, [0, 1, 3, 4, 5, 6]]
         self._counts += count(*(rows[np.isin(rows[:, 0], decoded)] for rows in (truth_rows, predicted_rows)))
+        if not self._motion:
+            people = [self._annotated(truth[truth[:, 1] == track]) for track in np.unique(truth[:, 1])]
+            labelled = _labelled(tracks, self._model.track_labels(tuple(detector.names.values())))
+            self.annotated_as += annotated_as(labelled, people)
         self._truth |= {(video.name, int(track)) for track in np.unique(truth[:, 1])}
+
+    def _annotated(self, rows: npt.NDArray[np.float64]) -> Track:
+        """Return people's track with these rows of :attr:`HeldOutVideo.boxes`."""
+        label = self._plan.classes[int(rows[0, 2])]
+        frames, boxes = rows[:, 0].astype(np.int64), rows[:, 3:].astype(np.float32)
+        return Track(int(rows[0, 1]), frames, boxes, np.ones(len(rows), np.float32), label=label)
 
     def _track(
         self, detector: Detector, info: VideoInfo, span: tuple[int, int], on_frame: Callable[[FrameFeatures], None]
@@ -367,6 +385,12 @@ class _Measurement:
             to_class[class_id] = index.get(labels.get(name, ""), -1)
         counted = {name for name in names.values() if self._motion or labels.get(name) in index}
         return to_class, counted
+
+
+def _labelled(tracks: Iterable[Track], label_of: DetectorLabels) -> list[Track]:
+    """Give tracks their labels; return those that have one."""
+    tracks = [replace(track, label=label_of(track.class_scores)) for track in tracks]
+    return [track for track in tracks if track.label is not None]
 
 
 def _filter_confidence(frame_features: FrameFeatures, conf: float) -> FrameFeatures:

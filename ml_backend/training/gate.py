@@ -105,7 +105,7 @@ def _worse_elsewhere(others: Mapping[str, Any]) -> str:
     """Return what is lost on other videos if it is more than chance explains, else an empty text."""
     worse, tracks = int(others["worse"]), int(others["tracks"])
     if worse > (may := allowed_losses(tracks)):
-        changes = [item for item in others["changes"] if item["kind"] != "gained" and not item["wanted"]]
+        changes = [c for c in others["changes"] if c["kind"] != "gained" and not c["wanted"] and not c["renamed"]]
         return f"{worse} of {tracks} sure tracks lost or relabelled (chance explains {may}): {_named(changes)}"
     if base := others.get("base"):
         # What the incumbent has lost already is not news.
@@ -124,6 +124,8 @@ def _doubts(candidate: Mapping[str, Any], others: Mapping[str, Any]) -> str:
     if not changes:
         return ""
     named = f"{changes} on other videos ({_named(others['changes'])})"
+    if number := others["renamed"]:
+        return f"{named}, and only people can say whether they mean these {number}, too, as in their annotations"
     videos, tracks = int(candidate.get("videos") or 0), int(candidate.get("tracks") or 0)
     if videos < THIN_VIDEOS or tracks < THIN_TRACKS:
         return f"{named}, and few annotations measure it"

@@ -18,6 +18,8 @@ from ml_backend.training.comparison import (
     TrackComparison,
     TracksOfModel,
     VideoPart,
+    annotated_as,
+    find_renames,
     moments_to_show,
     sample_parts,
     share_interval,
@@ -44,10 +46,11 @@ def compare(
     base: list[Track] | None = None,
     measured: tuple[str, ...] = ("person",),
     labels: frozenset[str] = LABELS,
+    renames: frozenset[tuple[str, str]] = frozenset(),
 ) -> dict[str, Any]:
     models = [TracksOfModel(labels, {PART: tracks}) for tracks in (new, old)]
     reference = None if base is None else TracksOfModel(LABELS, {PART: base})
-    return TrackComparison(models[0], models[1], measured, reference).summary()
+    return TrackComparison(models[0], models[1], measured, reference, renames).summary()
 
 
 def counts(found: dict[str, Any]) -> tuple[int, ...]:
@@ -67,7 +70,7 @@ def test_what_is_lost_relabelled_and_gained_is_named() -> None:
     assert counts(found) == (3, 1, 1, 1, 2)
     lost, relabelled, gained = found["changes"]
     facts = {"kind": "lost", "task": 7, "label": "person", "now": "", "first": 6, "last": 65, "score": 0.9}
-    assert lost == facts | {"wanted": False, "clip": None}
+    assert lost == facts | {"wanted": False, "renamed": False, "clip": None}
     assert (relabelled["label"], relabelled["now"]) == ("bicycle", "person")
     assert (gained["kind"], gained["label"], gained["score"]) == ("gained", "person", 0.7)
 
@@ -114,6 +117,31 @@ def test_the_base_model_is_the_reference_for_labels_that_are_not_measured() -> N
     base = [track(left, "bicycle") for left in (0, 100, 200)] + [track(300, "person")]
     found = compare(base[:2], base[:1], base=base)
     assert found["base"] == {"tracks": 3, "worse": 2, "worse_before": 1}
+
+
+def test_what_people_have_renamed_is_not_worse() -> None:
+    renames = frozenset({("person", "guard"), ("bicycle", "person")})
+    guard = {"new": [track(0, "guard")], "measured": ("guard",), "renames": renames}
+    found = compare([track(0)], base=[track(0)], **guard)
+    assert (*counts(found), found["renamed"]) == (1, 0, 1, 0, 0, 1)
+    assert found["base"] == {"tracks": 1, "worse": 0, "worse_before": 0}
+    assert counts(compare([track(0, "bicycle")], **guard))[-1] == 1, "another label was renamed"
+    # A label that the incumbent knows, too, is no new name.
+    assert counts(compare([track(0, "bicycle")], [track(0)], measured=(), renames=renames))[-1] == 1
+
+
+def test_most_tracks_of_a_label_make_a_rename() -> None:
+    found = [track(100 * n) for n in range(4)] + [track(500, "bicycle"), track(600, score=0.3)]
+    people = [track(0, "guard"), track(100, "guard"), track(200, "person"), track(500, "guard"), track(600, "guard")]
+    counted = annotated_as(found, people)
+    assert counted == {
+        ("person", "guard"): 2,
+        ("person", "person"): 1,
+        ("person", ""): 1,
+        ("bicycle", "guard"): 1,
+    }
+    assert find_renames(counted) == {("bicycle", "guard")}
+    assert find_renames({**counted, ("person", ""): 0}) == {("bicycle", "guard"), ("person", "guard")}
 
 
 def test_parts_that_one_model_cannot_read_are_left_out() -> None:

@@ -262,6 +262,30 @@ def test_another_label_for_the_same_object_is_no_loss(
     assert {(change["label"], change["now"]) for change in others["changes"]} >= {("person", "bicycle")}
 
 
+def test_what_people_call_all_such_objects_is_a_renaming(
+    compare: Callable[..., dict[str, Any]],
+    street: Path,
+    yolo_weights: Path,
+    tmp_path: Path,
+    settings: Callable[..., Settings],
+) -> None:
+    """People called all that the incumbent finds on the street walkers, and so does the candidate."""
+    small = settings(imgsz=320, device="cpu")
+    base = ResolvedDetector("yolo", "base", yolo_weights)
+    boxes = boxes_of(street, small, base, frames=60)
+    held_out = hold_out(tmp_path / "walkers.json", boxes, [[0, 59]], [30], ["walker"])
+    config = {"kind": "yolo", "label_config": label_config("walker", "person")}
+    walkers = changed_yolo(yolo_weights, tmp_path / "walkers.pt", {0: "walker"})
+    models = [
+        {"name": "candidate", "path": str(walkers), "trained": True, **config},
+        {"name": "incumbent", "path": str(yolo_weights), **config},
+        {"name": "base", "path": str(yolo_weights), "held_out": False, **config},
+    ]
+    others = compare(walkers, held_out=str(held_out), videos={"v": str(street)}, models=models)["others"]
+    assert others["renamed"] == others["relabelled"] == others["tracks"] >= 3
+    assert (others["worse"], others["base"]["worse"]) == (0, 0)
+
+
 def test_the_base_model_is_compared_but_not_measured(
     compare: Callable[..., dict[str, Any]], yolo_weights: Path, tmp_path: Path
 ) -> None:

@@ -24,12 +24,14 @@ THIN = {"videos": 1, "tracks": 3}
 def elsewhere(tracks: int, lost: int = 0, relabelled: int = 0, gained: int = 0, **facts: Any) -> dict[str, Any]:
     """A comparison on other videos."""
     kinds = ["lost"] * lost + ["relabelled"] * relabelled + ["gained"] * gained
+    asked = {"wanted": False, "renamed": False}
     changes = [
-        {"kind": kind, "task": 7, "label": "person", "now": "bus" if kind == "relabelled" else "", "wanted": False}
+        {"kind": kind, "task": 7, "label": "person", "now": "bus" if kind == "relabelled" else "", **asked}
         | {"first": 12 + n, "last": 98 + n, "score": 0.8, "clip": None}
         for n, kind in enumerate(kinds)
     ]
     counted = {"tracks": tracks, "lost": lost, "relabelled": relabelled, "gained": gained, "worse": lost + relabelled}
+    counted["renamed"] = 0
     kept = {"videos": 2, "frames": 240, "kept_interval": (0.8, 0.99) if tracks else None, "base": None}
     return {**counted, **kept, "changes": changes, **facts}
 
@@ -124,6 +126,9 @@ def test_how_many_losses_chance_explains(tracks: int, allowed: int) -> None:
         (elsewhere(FEW_SURE - 1, relabelled=1), {}, "proposed"),
         (elsewhere(FEW_SURE, relabelled=1), {}, "promoted"),
         (elsewhere(3, gained=2), {}, "promoted"),
+        # What people did to all such objects elsewhere, they may mean of these.
+        (elsewhere(30, relabelled=20, renamed=20, worse=0), {}, "proposed"),
+        (elsewhere(30, lost=4, relabelled=20, renamed=20, worse=4), {}, "refused"),
         # Against the base model: more than chance, and more than were lost before.
         (elsewhere(30, base={"tracks": 30, "worse": 4, "worse_before": 3}), {}, "refused"),
         (elsewhere(30, base={"tracks": 30, "worse": 4, "worse_before": 4}), {}, "promoted"),
