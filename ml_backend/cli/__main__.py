@@ -16,6 +16,7 @@ _COMMANDS = (
     "export_dataset",
     "render_video",
     "track_box",
+    "live",
     "contact_sheet",
     "check_annotations",
     "erase_project",

@@ -67,7 +67,7 @@ def predict_file(
         engine = choose_engine(
             resolved.path, sha256, settings, wait=True, calibration=CalibrationSource(video=str(video))
         )
-    classifier, mode_version, notes = _classifier(settings, patterns, prompts_digest(parsed))
+    classifier, mode_version, notes = load_classifier(settings, patterns, prompts_digest(parsed))
     version = model_version(settings, resolved, mode_version)
     with (
         atomic_text_writer(out) as target,
@@ -114,10 +114,18 @@ def predict_file(
     }
 
 
-def _classifier(
+def load_classifier(
     settings: Settings, patterns: Path | None, prompts: str
 ) -> tuple[TrackClassifier | None, str, tuple[str, ...]]:
-    """Return the track classifier, its part of the model version, and notes for people."""
+    """Return the track classifier, its part of the model version, and notes for people.
+
+    Args:
+        patterns: pattern bank exported from a project.
+        prompts: digest of the label config's prompts.
+
+    Raises:
+        WeightsError, ConfigError: a model or the bank cannot be used.
+    """
     models = classifier_models(settings, settings.mode, download=True)
     bank: PatternBank | None = None
     origins: dict[int, ExemplarOrigin] = {}

@@ -94,25 +94,31 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise _describe_open_error(file, error) from error
     try:
-        yield container, _select_stream(file, container)
+        yield container, select_stream(file.name, container)
     finally:
         container.close()
 
 
-def _select_stream(file: Path, container: Any) -> Any:
+def select_stream(name: str, container: Any) -> Any:
+    """Return the video stream that browsers play; cover images are none.
+
+    Args:
+        name: of the file or camera, for messages.
+
+    Raises:
+        VideoError: there is none, or it cannot be decoded.
+    """
     streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
     if not streams:
         if container.streams.audio:
-            raise VideoError(f"{file.name} has only audio.", _ANOTHER)
-        raise VideoError(f"{file.name} has no video stream.", _ANOTHER)
+            raise VideoError(f"{name} has only audio.", _ANOTHER)
+        raise VideoError(f"{name} has no video stream.", _ANOTHER)
     stream = played(container, streams)
     if stream.codec_context is None:
-        raise VideoError(f"{file.name} uses a video codec that cannot be decoded here.", _REENCODE)
+        raise VideoError(f"{name} uses a video codec that cannot be decoded here.", _REENCODE)
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > MAX_PIXELS:
-        raise VideoError(
-            f"{file.name} has frames of {width}x{height} pixels, which is too large.", "Scale it down first."
-        )
+        raise VideoError(f"{name} has frames of {width}x{height} pixels, which is too large.", "Scale it down first.")
     # Decoders count whole blocks.
     stated = (width + _BLOCK) * (height + _BLOCK) if width and height else MAX_PIXELS
     stream.codec_context.options = {"max_pixels": str(max(stated, GROWN_PIXELS))}

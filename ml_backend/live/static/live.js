@@ -1,0 +1,42 @@
+"use strict";
+
+const STATES = {
+  connecting: "Connecting …",
+  running: "Running",
+  lost: "Lost, trying again",
+  ended: "Ended",
+};
+
+function show(section, camera) {
+  const state = section.querySelector(".state");
+  state.textContent = [STATES[camera.state], camera.error].filter(Boolean).join(": ");
+  state.classList.toggle("problem", Boolean(camera.error));
+  for (const cell of section.querySelectorAll("[data-fact]")) {
+    const value = camera[cell.dataset.fact];
+    cell.textContent = cell.dataset.fact.startsWith("latency") ? `${Math.round(value * 1000)} ms` : String(value);
+  }
+  const rows = Object.keys(camera.seen).sort().map((label) => {
+    const row = document.createElement("tr");
+    for (const text of [label || "(no label)", camera.now[label] ?? 0, camera.seen[label]]) {
+      row.insertCell().textContent = text;
+    }
+    return row;
+  });
+  section.querySelector("tbody").replaceChildren(...rows);
+}
+
+async function refresh() {
+  const sections = [...document.querySelectorAll("[data-camera]")];
+  try {
+    const { cameras } = await (await fetch("/status")).json();
+    sections.forEach((section, number) => show(section, cameras[number]));
+  } catch {
+    for (const section of sections) {
+      section.querySelector(".state").textContent = "The command has ended. Fix: start it again.";
+      section.querySelector(".state").classList.add("problem");
+    }
+  }
+  setTimeout(refresh, 1000);
+}
+
+refresh();
