@@ -47,7 +47,7 @@ def main(video: Path, weights: Path, seconds: float, count: int) -> None:
         config.write_text(CONFIG)
         settings = Settings(data_dir=folder, yolo_weights=str(weights), mode="yolo")
         sources = [LiveSource(str(video), repeat=True) for _ in range(count)]
-        with open_cameras(sources, config, settings) as cameras, serve_page(cameras.sessions, 0) as address:
+        with open_cameras(sources, config, settings) as cameras, serve_page(cameras, 0) as address:
             for number in range(count):
                 threading.Thread(target=watch, args=(address, number), daemon=True).start()
             for _ in range(10):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ml_backend.core.settings import Settings
 from ml_backend.detectors.weights import ResolvedDetector, resolve_detector
@@ -15,6 +16,7 @@ from ml_backend.inference.offline import load_classifier
 from ml_backend.label_studio.label_config import prompts_digest, read_label_config
 from ml_backend.labeling.label_assignment import DetectorLabels
 from ml_backend.live.labels import TrackLabeller
+from ml_backend.live.recorder import Recorder, RecordOptions
 from ml_backend.live.session import LiveModels, LiveSession
 from ml_backend.live.source import LiveSource
 
@@ -25,27 +27,43 @@ class Cameras:
 
     Attributes:
         note: what people should know about the models; may be empty.
+        recorders: of the sessions, if they are recorded.
     """
 
     sessions: tuple[LiveSession, ...]
     note: str
+    recorders: tuple[Recorder, ...]
     _threads: tuple[threading.Thread, ...]
 
     @property
     def running(self) -> bool:
-        """Whether a camera is still looked at."""
+        """Whether a camera is still looked at, or recorded."""
         return any(thread.is_alive() for thread in self._threads)
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Return facts about each camera; see :meth:`LiveSession.summary`."""
+        found = [session.summary() for session in self.sessions]
+        for summary, recorder in zip(found, self.recorders, strict=False):
+            summary["recorded"] = asdict(recorder.recorded)
+        return found
 
 
 @contextmanager
 def open_cameras(
-    sources: Sequence[LiveSource], config: Path, settings: Settings, patterns: Path | None = None
+    sources: Sequence[LiveSource],
+    config: Path,
+    settings: Settings,
+    patterns: Path | None = None,
+    record: RecordOptions | None = None,
+    on_video: Callable[[Path], None] = lambda path: None,
 ) -> Iterator[Cameras]:
     """Look at cameras until the context ends.
 
     Args:
         config: label config file; its first video control is used.
         patterns: pattern bank exported from a project.
+        record: ``None``: nothing is recorded.
+        on_video: called with each recorded file, in a thread of its camera.
 
     Raises:
         ConfigError, WeightsError: the config, the bank or a model cannot be used.
@@ -78,16 +96,15 @@ def open_cameras(
             stack.enter_context(labeller)
         models = LiveModels(settings, control, resolved.kind == "motion", detector, labels, labeller)
         sessions = tuple(LiveSession(number, source, models) for number, source in enumerate(sources))
-        threads = tuple(
-            threading.Thread(target=session.run, args=(stopped.is_set,), name=session.source.name)
-            for session in sessions
-        )
+        recorders = tuple(Recorder(session, record, on_video) for session in sessions) if record else ()
         for source in sources:
             stack.enter_context(source)
+        runs = [runner.run for runner in (*sessions, *recorders)]
+        threads = tuple(threading.Thread(target=run, args=(stopped,)) for run in runs)
         stack.callback(_stop, stopped, threads)
         for thread in threads:
             thread.start()
-        yield Cameras(sessions, " ".join(filter(None, (resolved.note, engine_note, *notes))), threads)
+        yield Cameras(sessions, " ".join(filter(None, (resolved.note, engine_note, *notes))), recorders, threads)
 
 
 def _shared_yolo(stack: ExitStack, resolved: ResolvedDetector, settings: Settings) -> tuple[Detector, str]:

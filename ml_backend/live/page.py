@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flask import Flask, Response, abort, jsonify, render_template
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from ml_backend.live.cameras import Cameras
 from ml_backend.live.session import LiveSession
 
 #: People who may watch one camera at a time: each has a thread.
@@ -18,9 +19,9 @@ IDLE_S = 5.0
 _BOUNDARY = "frame"
 
 
-def make_page(sessions: Sequence[LiveSession]) -> Flask:
+def make_page(cameras: Cameras) -> Flask:
     """Return the application. It only reads, and answers to local names only."""
-    app = Flask(__name__)
+    app, sessions = Flask(__name__), cameras.sessions
     # A page of another site could otherwise reach it by a name that it points to this machine.
     app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1", "[::1]"]
 
@@ -34,11 +35,11 @@ def make_page(sessions: Sequence[LiveSession]) -> Flask:
 
     @app.get("/")
     def index() -> str:
-        return render_template("live.html", sessions=sessions)
+        return render_template("live.html", sessions=sessions, recorded=bool(cameras.recorders))
 
     @app.get("/status")
     def status() -> Response:
-        return jsonify({"cameras": [session.summary() for session in sessions]})
+        return jsonify({"cameras": cameras.summaries()})
 
     @app.get("/cameras/<int:number>.mjpg")
     def picture(number: int) -> Response:
@@ -75,7 +76,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def serve_page(sessions: Sequence[LiveSession], port: int) -> Iterator[str]:
+def serve_page(cameras: Cameras, port: int) -> Iterator[str]:
     """Serve the page on this machine; yields its address.
 
     Args:
@@ -84,7 +85,7 @@ def serve_page(sessions: Sequence[LiveSession], port: int) -> Iterator[str]:
     Raises:
         OSError: the port is in use.
     """
-    server = make_server("127.0.0.1", port, make_page(sessions), threaded=True, request_handler=_Quiet)
+    server = make_server("127.0.0.1", port, make_page(cameras), threaded=True, request_handler=_Quiet)
     thread = threading.Thread(target=server.serve_forever, name="page", daemon=True)
     thread.start()
     try:

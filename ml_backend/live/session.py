@@ -42,6 +42,8 @@ ASSUMED_FPS = 15.0
 #: Frames over which latency and speed are measured.
 MEASURED_FRAMES = 600
 JPEG_QUALITY = 80
+#: Score below which a track is uncertain, from which age on, in seconds: until then few crops tell its label.
+UNCERTAIN, SURE_AFTER_S = 0.5, 1.0
 #: Seconds in which it is noticed that the camera, or the person, has ended.
 POLL_S = 0.5
 
@@ -76,6 +78,8 @@ class LiveTrack:
         conf: of its newest detections.
         class_scores: sum of confidence per detector class.
         label: that it had last; ``None`` if it has none.
+        unknown: whether the pattern bank has no label for it.
+        certainty: of its label, 0..1.
     """
 
     track_id: int
@@ -88,6 +92,8 @@ class LiveTrack:
     hits: int = 0
     crops: TrackCrops = field(default_factory=TrackCrops)
     label: str | None = None
+    unknown: bool = False
+    certainty: float = 1.0
 
     @property
     def score(self) -> float:
@@ -126,11 +132,11 @@ class LiveSession:
         """Whether nothing will be looked at any more."""
         return bool(self.error) or self.source.status.state == "ended"
 
-    def run(self, should_stop: Callable[[], bool]) -> None:
-        """Look at the newest frame again and again, until the source ends or ``should_stop`` returns true."""
+    def run(self, stopped: threading.Event) -> None:
+        """Look at the newest frame again and again, until the source ends or until stopped."""
         try:
             with self._models.detector() as detector:
-                self._look(detector, should_stop)
+                self._look(detector, stopped)
         except BackendError as error:
             log.warning("%s is not looked at any more: %s", self.source.name, error)
             self.error = str(error)
@@ -143,13 +149,30 @@ class LiveSession:
             self._changed.wait_for(lambda: self._jpeg[0] > after, timeout_s)
             return self._jpeg
 
+    def noteworthy(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return what is worth recording in the newest picture.
+
+        Returns:
+            ``new`` if the pattern bank has no label for a track, ``uncertain`` if a track that has been seen for
+            ``SURE_AFTER_S`` has a score below ``UNCERTAIN``; and the labels of all tracks.
+        """
+        tracks = self._visible()
+        old = [track for track in tracks if track.seen - track.began >= SURE_AFTER_S]
+        kinds = {"new": any(track.unknown for track in old), "uncertain": any(t.certainty < UNCERTAIN for t in old)}
+        return frozenset(kind for kind, found in kinds.items() if found), frozenset(str(t.label) for t in tracks)
+
+    def _visible(self) -> list[LiveTrack]:
+        """Return the tracks with a label on the newest picture."""
+        found = list(self._tracks.values())
+        return [track for track in found if track.label is not None and track.looked_at >= self.looked_at - 1]
+
     def summary(self) -> dict[str, Any]:
         """Return facts for people: state, frames, speed, latency in seconds, objects by label."""
         source, finished = self.source.status, list(self._finished)
         latencies = sorted(self._latencies) or [0.0]
         seconds = finished[-1] - finished[0] if len(finished) > 1 else 0.0
         tracks = [track for track in list(self._tracks.values()) if track.label is not None]
-        shown = Counter(track.label for track in tracks if track.looked_at >= self.looked_at - 1)
+        shown = Counter(track.label for track in self._visible())
         seen = self._ended + Counter(track.label for track in tracks)
         return {
             "camera": self.source.name,
@@ -166,9 +189,9 @@ class LiveSession:
             "seen": dict(seen),
         }
 
-    def _look(self, detector: Detector, should_stop: Callable[[], bool]) -> None:
+    def _look(self, detector: Detector, stopped: threading.Event) -> None:
         stream, tracker, extractor, number = None, self._new_tracker(), FrameFeatureExtractor(), 0
-        while not should_stop():
+        while not stopped.is_set():
             frame = self.source.newest(number, POLL_S)
             if frame is None:
                 if self.source.status.state == "ended":
@@ -229,7 +252,8 @@ class LiveSession:
         label = models.labels(track.class_scores)
         share = models.labels.shares(track.class_scores).get(label, 0.0) if label is not None else 0.0
         decision = decide_label(record, label, scores or LabelScores(), share)
-        track.label = decision.label if decision else None
+        track.label, track.certainty = (decision.label, decision.score) if decision else (None, 1.0)
+        track.unknown = scores is not None and scores.patterns is not None and scores.patterns.label is None
 
     def _forget(self, tracks: Sequence[LiveTrack]) -> None:
         """Drop tracks that are over, and count them."""
@@ -242,7 +266,7 @@ class LiveSession:
 
     def _publish(self, frame: Frame) -> None:
         """Draw the tracks of a frame and keep it as the newest picture."""
-        image = np.ascontiguousarray(frame.image)
+        image = frame.image.copy()  # recordings have no boxes
         tracks = [t for t in self._tracks.values() if t.seen == frame.time and t.label is not None]
         self._painter_of(image).paint(
             image,

@@ -212,7 +212,7 @@ def test_objects_are_tracked_shown_and_counted(
     sources = [LiveSource(str(clip), repeat=True), LiveSource(f"{camera.url}/stream")]
     with (
         open_cameras(sources, config, settings(detector="motion")) as cameras,
-        serve_page(cameras.sessions, 0) as address,
+        serve_page(cameras, 0) as address,
         httpx.Client(base_url=address, timeout=600) as viewer,
     ):
 
@@ -360,7 +360,7 @@ def test_the_page_in_a_browser(clip: Path, config: Path, settings: Callable[...,
     source = LiveSource(str(clip), repeat=True)
     with (
         open_cameras([source], config, settings(detector="motion")) as cameras,
-        serve_page(cameras.sessions, 0) as address,
+        serve_page(cameras, 0) as address,
     ):
         page.goto(address, wait_until="domcontentloaded")
         page.get_by_role("cell", name="thing").wait_for()

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import queue
 import sys
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import get_args
 
 import click
 
-from ml_backend.cli.dev_stack.discover import settings_in_force
+from ml_backend.cli.dev_stack.discover import container_in_force, settings_in_force
 from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.cli.progress import fail_clearly
+from ml_backend.core.errors import BackendError
 from ml_backend.core.settings import Mode
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.importer import Importer
 from ml_backend.live.cameras import open_cameras
 from ml_backend.live.page import serve_page
+from ml_backend.live.recorder import RECORD_WHEN, RecordOptions
 from ml_backend.live.source import LiveSource
 
 #: Seconds between two looks at whether the cameras still run.
@@ -39,6 +46,18 @@ POLL_S = 0.2
 @click.option("--width", default=1280, type=click.IntRange(160, 3840), help="Largest width of the picture, px.")
 @click.option("--repeat", is_flag=True, help="Begin files again at their end.")
 @click.option("--port", default=9091, type=click.IntRange(0, 65535), help="Of the page, on this machine; 0: any.")
+@click.option("--record", type=click.Path(path_type=Path, file_okay=False), help="Folder for recordings.")
+@click.option(
+    "--record-when",
+    type=click.Choice(RECORD_WHEN),
+    multiple=True,
+    help="new: tracks that the patterns know no label for; uncertain: tracks with a low score; all. May be repeated.  "
+    "[default: new, uncertain, unless there are --record-label]",
+)
+@click.option("--record-label", multiple=True, help="Record tracks with this label. May be repeated.")
+@click.option("--record-minutes", default=60.0, type=click.FloatRange(min=0), help="Of each camera, a day.")
+@click.option("--record-gb", default=10.0, type=click.FloatRange(min=0), help="Largest size of the folder.")
+@click.option("--project", type=int, help="Import recordings into this project, whose backend gives them tracks.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="End after this time.  [default: never]")
 @fail_clearly
 def main(
@@ -51,6 +70,12 @@ def main(
     width: int,
     repeat: bool,
     port: int,
+    record: Path | None,
+    record_when: tuple[str, ...],
+    record_label: tuple[str, ...],
+    record_minutes: float,
+    record_gb: float,
+    project: int | None,
     seconds: float | None,
 ) -> None:
     """Detect, track and label what SOURCEs show, now, and show it on a page of this machine.
@@ -58,6 +83,12 @@ def main(
     A SOURCE is the URL of a camera (RTSP, HTTP with MJPEG or HLS, MPEG-TS over UDP), the number of a local camera, or
     a video file, which is played at its own pace. Frames are dropped, never queued. Ctrl-C ends.
     """
+    if record is None and (record_when or record_label or project is not None):
+        raise click.UsageError("Name the folder for recordings with --record.")
+    wanted = None
+    if record is not None:
+        when = frozenset(record_when or (() if record_label else ("new", "uncertain")))
+        wanted = RecordOptions(record, when, frozenset(record_label), 60 * record_minutes, 1e9 * record_gb)
     options = {"yolo_weights": weights, "mode": mode, "detector": detector}
     chosen = {name: value for name, value in options.items() if value is not None}
     settings = settings_in_force().model_copy(update=chosen)
@@ -65,11 +96,14 @@ def main(
     try:
         with ExitStack() as stack:
             opened = [LiveSource(source, width=width, repeat=repeat) for source in sources]
-            cameras = stack.enter_context(open_cameras(opened, config or ROOT / "label_config.xml", settings, patterns))
+            on_video = stack.enter_context(_importing(project)) if project is not None else lambda path: None
+            cameras = stack.enter_context(
+                open_cameras(opened, config or ROOT / "label_config.xml", settings, patterns, wanted, on_video)
+            )
             if cameras.note:
                 click.echo(f"Note: {cameras.note}", err=True)
             try:
-                address = stack.enter_context(serve_page(cameras.sessions, port))
+                address = stack.enter_context(serve_page(cameras, port))
             except (OSError, SystemExit):  # werkzeug exits where a port is in use
                 raise click.UsageError(f"Port {port} is in use. Fix: choose another one with --port.") from None
             click.echo(f"Watch it at {address} (Ctrl-C ends)", err=True)
@@ -80,9 +114,48 @@ def main(
         click.echo("Stopped.", err=True)
     if cameras is None:
         return
-    summaries = [session.summary() for session in cameras.sessions]
+    summaries = cameras.summaries()
     print(json.dumps({"cameras": summaries}))
     if failed := [summary for summary in summaries if summary["error"]]:
         for summary in failed:
             click.echo(f"Error: {summary['camera']}: {summary['error']}.", err=True)
         sys.exit(1)
+
+
+@contextmanager
+def _importing(project: int) -> Iterator[Callable[[Path], None]]:
+    """Import recordings into a project, one after the other; yields a function that takes a file.
+
+    A file that cannot be imported is tried again with the next one, and at the end.
+    """
+    container = container_in_force(project)
+    importer = Importer(LabelStudioClient.from_settings(container.settings), project, container.settings)
+    files: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        waiting: list[Path] = []
+        while (path := files.get()) is not None:
+            waiting = _import([*waiting, path], importer)
+        for left in _import(waiting, importer):
+            click.echo(f"Not imported: {left}. Fix: scripts/import_videos.py --project {project} {left}", err=True)
+
+    thread = threading.Thread(target=run, name="import")
+    thread.start()
+    try:
+        yield files.put
+    finally:
+        files.put(None)
+        thread.join()
+
+
+def _import(paths: list[Path], importer: Importer) -> list[Path]:
+    """Import recordings; return those that could not be."""
+    done: set[Path] = set()
+    try:
+        for outcome in importer.run(paths):
+            click.echo(f"{outcome.status} {outcome.path.name}: {outcome.detail}", err=True)
+            if outcome.status != "failed":
+                done.add(outcome.path)
+    except BackendError as error:
+        click.echo(f"Recordings wait to be imported: {error}", err=True)
+    return [path for path in paths if path not in done]

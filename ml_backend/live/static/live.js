@@ -7,13 +7,18 @@ const STATES = {
   ended: "Ended",
 };
 
+function text(name, value) {
+  if (name.startsWith("latency")) return `${Math.round(value * 1000)} ms`;
+  if (name !== "recorded") return String(value);
+  return [`${value.videos} videos, ${Math.round(value.seconds)} s`, value.note].filter(Boolean).join(": ");
+}
+
 function show(section, camera) {
   const state = section.querySelector(".state");
   state.textContent = [STATES[camera.state], camera.error].filter(Boolean).join(": ");
   state.classList.toggle("problem", Boolean(camera.error));
   for (const cell of section.querySelectorAll("[data-fact]")) {
-    const value = camera[cell.dataset.fact];
-    cell.textContent = cell.dataset.fact.startsWith("latency") ? `${Math.round(value * 1000)} ms` : String(value);
+    cell.textContent = text(cell.dataset.fact, camera[cell.dataset.fact]);
   }
   const rows = Object.keys(camera.seen).sort().map((label) => {
     const row = document.createElement("tr");
