@@ -120,13 +120,14 @@ def _redraw(
 
     with _tracker(container) as tracker, container.media.open(video["uri"], task_id, project_id) as path:
         info, timeline = probe(path), video_timeline(path, video["frame_rate"])
+        tracks = known_tracks(container, project_id, video["uri"], timeline, (info.width, info.height))
         # From here on: each press must get further, however long a download or a model's start has taken.
         deadline = time.monotonic() + max(_FAIR_S, ANSWER_S / (1 + container.queue.queues[INTERACTIVE].count))
         follower = Follower(
             ReducedFrames(path, info, colour=tracker.colour),
             (info.width, info.height),
             info.fps,
-            known_tracks(container, project_id, video["uri"], timeline, (info.width, info.height)),
+            tracks,
             lambda: time.monotonic() > deadline or container.stop.is_set(),
             tracker.start,
         )
