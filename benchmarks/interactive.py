@@ -1,25 +1,35 @@
 """Drawn boxes: how well and how fast an object is followed from one box.
 
-    python benchmarks/interactive.py VIDEO --weights yolo11n.pt
+    python benchmarks/interactive.py VIDEO --weights yolo11n.pt [--part following] [--part people]
 
-From one box at a quarter, half and three quarters of the life of each track of VIDEO. The truth is what the exact
-settings find (STRIDE=1), so figures with tracks say how well those of the default settings are used, not how right they
-are; "correlation" uses no detector. Prints a table and, as the last line, JSON.
+Part "following": from one box at a quarter, half and three quarters of the life of each track of VIDEO. The truth is
+what the exact settings find (STRIDE=1), so figures with tracks say how well those of the default settings are used, not
+how right they are; "correlation" uses no detector.
+
+Part "people": twenty people, each with a task of their own, press their label's key at once on a local stack whose
+video has been predicted, and again at once where the answer came too late. Prints a table and, as the last line, JSON.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import click
+import httpx
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measuring import CONFIG, local_stack, new_task, newest_prediction, wait_for  # noqa: E402
+from ml_backend.cli.dev_stack.stack import Stack  # noqa: E402
 from ml_backend.core.boxes import iou_pairs  # noqa: E402
 from ml_backend.core.settings import Settings  # noqa: E402
 from ml_backend.core.types import Track  # noqa: E402
@@ -34,6 +44,9 @@ from ml_backend.video.probe import probe  # noqa: E402
 MIN_LIFE_S = 1.0
 #: Standard deviation of a person's box edges, as a share of its size.
 CARELESS = 0.04
+PARTS = ("following", "people")
+#: Who draw at once.
+PEOPLE = 20
 
 
 def find_tracks(video: Path, weights: Path, stride: int) -> list[Track]:
@@ -44,11 +57,61 @@ def find_tracks(video: Path, weights: Path, stride: int) -> list[Track]:
     return tracks
 
 
-@click.command()
-@click.argument("video", type=click.Path(exists=True, path_type=Path))
-@click.option("--weights", required=True, type=click.Path(exists=True, path_type=Path))
-def main(video: Path, weights: Path) -> None:
-    """Measure following with VIDEO."""
+def press_at_once(stack: Stack, project: int, regions: Sequence[dict[str, Any]], task: int) -> dict[str, float]:
+    """Let each region's annotator press their label's key at the same time; return how long they wait.
+
+    Args:
+        regions: one for each of them.
+        task: the project's, whose video has been predicted; each of them gets one with the same video.
+    """
+    client = stack.client()
+    data = client.get_task(task).data
+    tasks = [client.create_task(project, data) for _ in regions]
+    address, auth = f"{stack.backend.url}/predict", stack.credentials(project)
+
+    def served(number: int) -> tuple[float, int]:
+        body = {
+            **{"tasks": [{"id": tasks[number], "data": data}], "project": f"{project}.1", "label_config": CONFIG},
+            "params": {"context": {"result": [regions[number]]}},
+        }
+        started, presses = time.perf_counter(), 0
+        while True:
+            presses += 1
+            response = httpx.post(address, json=body, auth=auth, timeout=120, trust_env=False).raise_for_status()
+            (answer,) = response.json()["results"][0]["result"]
+            if answer != regions[number]:
+                return time.perf_counter() - started, presses
+            time.sleep(1.0)  # nobody presses faster
+
+    with ThreadPoolExecutor(len(regions)) as pool:
+        waits = list(pool.map(served, range(len(regions))))
+    seconds, presses = np.array([wait for wait, _ in waits]), np.array([presses for _, presses in waits])
+    return {
+        "people": len(regions),
+        "answer_median_s": float(np.median(seconds)),
+        "answer_worst_s": float(seconds.max()),
+        "first_press": float((presses == 1).mean()),
+        "presses_worst": int(presses.max()),
+    }
+
+
+def measure_people(video: Path, weights: Path) -> dict[str, float]:
+    info, timeline = probe(video), video_timeline(video)
+    with tempfile.TemporaryDirectory() as folder, local_stack(weights, Path(folder)) as (stack, project, _):
+        task = new_task(stack.client(), project, video)
+        prediction = wait_for("the prediction", lambda: newest_prediction(stack.client(), task), stack)
+        tracks = [region["value"]["sequence"] for region in prediction.result if region["type"] == "videorectangle"]
+        regions = []
+        for number in range(PEOPLE):
+            sequence = tracks[number % len(tracks)]
+            key = {**sequence[len(sequence) // 2], "enabled": True}
+            value = {"framesCount": timeline.frames_count, "duration": info.duration, "sequence": [key]}
+            of = {"from_name": "box", "to_name": "video", "type": "videorectangle"}
+            regions.append({"id": f"of-{number}", **of, "value": {**value, "labels": ["person"]}})
+        return press_at_once(stack, project, regions, task)
+
+
+def measure_following(video: Path, weights: Path) -> dict[str, dict[str, float]]:
     info = probe(video)
     truth = [track for track in find_tracks(video, weights, 1) if len(track) >= MIN_LIFE_S * info.fps]
     known = [KnownTrack(track.frames, track.xyxy.astype(np.float64)) for track in find_tracks(video, weights, 3)]
@@ -82,6 +145,18 @@ def main(video: Path, weights: Path) -> None:
             "answer_median_s": float(np.median(seconds)),
             "answer_p95_s": float(np.percentile(seconds, 95)),
         }
+    return figures
+
+
+@click.command()
+@click.argument("video", type=click.Path(exists=True, path_type=Path))
+@click.option("--weights", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, show_default=True)
+def main(video: Path, weights: Path, parts: Sequence[str]) -> None:
+    """Measure following with VIDEO."""
+    figures = measure_following(video, weights) if "following" in parts else {}
+    if "people" in parts:
+        figures["people"] = measure_people(video, weights)
     for name, values in figures.items():
         print(f"{name:<24}" + "".join(f"  {key} {value:8.3f}" for key, value in values.items()))
     print(json.dumps(figures))

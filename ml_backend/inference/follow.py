@@ -243,20 +243,22 @@ class Follower:
         return FollowedObject(boxes, (ahead_ended, back_ended), reached)
 
     def _take_turns(self, runs: Sequence[_Run]) -> list[tuple[dict[int, Float64Array | None], bool]]:
-        """Advance runs in turns until they end or the time is up, so that none is empty then.
+        """Advance runs in turns until they end or the time is up; by a frame in any case, so that none is empty then.
 
         Returns:
             For each run its boxes by frame, and whether it has ended by itself.
         """
         found: list[dict[int, Float64Array | None]] = [{} for _ in runs]
         active = list(range(len(runs)))
-        while active and not self._should_stop():
+        while active:
             for number in list(active):
                 item = next(runs[number], None)
                 if item is None:
                     active.remove(number)
                 else:
                     found[number][item[0]] = item[1]
+            if self._should_stop():
+                break
         return [(boxes, number not in active) for number, boxes in enumerate(found)]
 
     def _run(self, frame: int, xyxy: Float64Array, step: int, last: int) -> _Run:

@@ -10,13 +10,14 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.errors import WeightsError
-from ml_backend.core.memory import model_memory, select_device
+from ml_backend.core.memory import free_gpu_memory, model_memory, select_device
 from ml_backend.core.types import Float64Array, Image
 from ml_backend.embeddings.hub import SAM_CLASSES, resolve_interactive
 from ml_backend.inference.follow import CorrelationTracker, Position, StartTracker, VisualTracker
@@ -137,7 +138,7 @@ class _SamTracker:
         return own + self._margins * np.tile(np.maximum(own[2:] - own[:2], 1.0), 2), np.inf
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChosenTracker:
     """What follows a drawn object where no track tells.
 
@@ -145,13 +146,61 @@ class ChosenTracker:
         name: for people.
         start: begins to follow an object.
         colour: whether it needs frames in colour.
-        note: why it is not the configured model; else empty.
+        note: why it is not the configured model, or not any longer; else empty.
     """
 
     name: str
     start: StartTracker
     colour: bool = False
     note: str = ""
+
+    def give_up(self, error: Exception) -> None:
+        """Note that the model has failed; objects that are begun from now on have the correlation tracker."""
+        log.warning("%s failed while following; the correlation tracker goes on.", self.name, exc_info=error)
+        if not self.note:
+            self.note = f"{self.name} failed while following ({type(error).__name__}: {str(error)[:200]})."
+            self.name += f"+{CORRELATION.name}"
+
+
+class _RecoveringTracker:
+    """Follows an object with a model; if that fails, a correlation tracker goes on from where it was seen last."""
+
+    def __init__(
+        self, chosen: ChosenTracker, start: StartTracker, image: Image, scale: float, xyxy: Float64Array
+    ) -> None:
+        self._chosen, self._scale, self._seen = chosen, scale, (image, xyxy)
+        self._model: VisualTracker | None = None
+        self._correlation: CorrelationTracker | None = None
+        if not chosen.note:
+            try:
+                self._model = start(image, scale, xyxy)
+            except Exception as error:  # noqa: BLE001 - networks raise anything, such as out of memory; it is logged
+                chosen.give_up(error)
+        self.patience = self._model.patience if self._model else CorrelationTracker.patience
+
+    def update(self, image: Image) -> Position:
+        if self._model:
+            try:
+                box, certainty = self._model.update(image)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._chosen.give_up(error)
+            else:
+                if box is not None:
+                    self._seen = image, box
+                return box, certainty
+            self._model = None  # outside the except block, because the error keeps its tensors alive
+            free_gpu_memory()
+        if self._correlation is None:
+            seen, xyxy = self._seen
+            self._correlation = CorrelationTracker(_grey(seen), self._scale, xyxy)
+            self.patience = CorrelationTracker.patience
+        return self._correlation.update(_grey(image))
+
+
+def _grey(image: Image) -> Image:
+    import cv2
+
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
 
 
 CORRELATION = ChosenTracker("correlation", CorrelationTracker)
@@ -170,6 +219,8 @@ def use_tracker(settings: Settings, *, on_cpu: bool = False, download: bool = Fa
             chosen = _choose(settings, stack, on_cpu, download)
         except WeightsError as error:
             chosen = replace(CORRELATION, note=str(error))
+        except (RuntimeError, MemoryError) as error:  # such as out of memory
+            chosen = replace(CORRELATION, note=f"INTERACTIVE_MODEL cannot be loaded ({str(error)[:200]}).")
         if chosen.note:
             log.warning("Drawn boxes are followed by the correlation tracker: %s", chosen.note)
         yield chosen
@@ -187,4 +238,7 @@ def _choose(settings: Settings, stack: ExitStack, on_cpu: bool, download: bool) 
         return replace(CORRELATION, note=resolved)
     key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device)
     loaded = get_model_cache(settings).use(key, lambda: SamVideoModel(resolved, settings), name=resolved.name)
-    return ChosenTracker(resolved.name, stack.enter_context(loaded).start, colour=True)
+    model = stack.enter_context(loaded)
+    chosen = ChosenTracker(resolved.name, model.start, colour=True)
+    chosen.start = partial(_RecoveringTracker, chosen, model.start)
+    return chosen

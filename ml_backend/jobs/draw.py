@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import BackendError
 from ml_backend.jobs.container import Container, job
-from ml_backend.jobs.queue import INTERACTIVE
+from ml_backend.jobs.queue import INTERACTIVE, TRACKER_NOTE
 from ml_backend.label_studio.regions import rectangle_mask
 
 if TYPE_CHECKING:
     from ml_backend.core.types import VideoInfo
     from ml_backend.inference.follow import KnownTrack
     from ml_backend.inference.redraw import Answer, Redraw
+    from ml_backend.inference.sam_tracker import ChosenTracker
     from ml_backend.label_studio.timeline import Timeline
 
 log = logging.getLogger(__name__)
@@ -114,18 +115,19 @@ def _redraw(
     from ml_backend.inference.follow import Follower
     from ml_backend.inference.redraw import Redraw
     from ml_backend.inference.reduced_frames import ReducedFrames
-    from ml_backend.inference.sam_tracker import use_tracker
     from ml_backend.label_studio.timeline import video_timeline
     from ml_backend.video.probe import probe
 
-    deadline = time.monotonic() + max(_FAIR_S, ANSWER_S / (1 + container.queue.queues[INTERACTIVE].count))
-    with use_tracker(container.settings) as tracker, container.media.open(video["uri"], task_id, project_id) as path:
+    with _tracker(container) as tracker, container.media.open(video["uri"], task_id, project_id) as path:
         info, timeline = probe(path), video_timeline(path, video["frame_rate"])
+        tracks = known_tracks(container, project_id, video["uri"], timeline, (info.width, info.height))
+        # From here on: each press must get further, however long a download or a model's start has taken.
+        deadline = time.monotonic() + max(_FAIR_S, ANSWER_S / (1 + container.queue.queues[INTERACTIVE].count))
         follower = Follower(
             ReducedFrames(path, info, colour=tracker.colour),
             (info.width, info.height),
             info.fps,
-            known_tracks(container, project_id, video["uri"], timeline, (info.width, info.height)),
+            tracks,
             lambda: time.monotonic() > deadline or container.stop.is_set(),
             tracker.start,
         )
@@ -136,17 +138,27 @@ def _redraw(
         )
 
 
+@contextmanager
+def _tracker(container: Container, *, download: bool = False) -> Iterator[ChosenTracker]:
+    """Yield what follows drawn objects, and publish why it is not the configured model."""
+    from ml_backend.inference.sam_tracker import use_tracker
+
+    with use_tracker(container.settings, download=download) as tracker:
+        yield tracker
+        if tracker.note or not download:  # what follows nothing cannot tell that the model works again
+            container.queue.publish(TRACKER_NOTE, tracker.note)
+
+
 @job
 def warm(container: Container, project_id: int, task_id: int, video: Mapping[str, Any]) -> None:
     """Decode the first seconds of a video, since somebody has opened its task; nothing if it must be downloaded."""
     from ml_backend.inference.reduced_frames import BLOCK, ReducedFrames
-    from ml_backend.inference.sam_tracker import use_tracker
     from ml_backend.video.probe import probe
 
     if container.media.local_path(video["uri"]) is None:
         return  # a download would delay the drawn boxes of other tasks
     with (
-        use_tracker(container.settings, download=True) as tracker,
+        _tracker(container, download=True) as tracker,
         container.media.open(video["uri"], task_id, project_id) as path,
     ):
         info = probe(path)

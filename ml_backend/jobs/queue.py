@@ -54,11 +54,24 @@ _PENDING = {
 }
 #: Queue of jobs for whose result somebody waits in the editor.
 INTERACTIVE = "interactive"
+#: Name of the published reason why drawn boxes are not followed by the configured model; empty if they are.
+TRACKER_NOTE = "tracker-note"
+#: Most jobs that wait in it; a worker does that many in a few minutes.
+MAX_INTERACTIVE = 200
 #: Pending task id that stands for the whole project.
 ALL_TASKS = 0
 
 #: Set our own field in RQ's record of a job, so that it is deleted with the job. Creates no record.
 _CANCEL = "if redis.call('exists', KEYS[1]) == 1 then redis.call('hset', KEYS[1], 'cancel', 1) end"
+
+#: Set a field of our own likewise; of job and result, which nobody needs any longer, a minute's worth is kept.
+_TAKE = """
+if redis.call('exists', KEYS[1]) == 1 then
+    redis.call('hset', KEYS[1], 'taken', 1)
+    redis.call('expire', KEYS[1], 60)
+    redis.call('expire', KEYS[2], 60)
+end
+"""
 
 #: Redis key of the projects that Label Studio has set up here.
 _SET_UP = "video:set-up"
@@ -275,43 +288,57 @@ class JobQueue:
                         job.delete()
         return JobRequest(job_id, False)
 
-    def ask(self, function: str, args: list[Any], module: str, timeout_s: float) -> Any:
-        """Run ``ml_backend.jobs.<module>.<function>`` on the queue ``interactive`` and return its result.
+    def start_interactive(
+        self, function: str, args: list[Any], module: str, ttl_s: float, job_id: str | None = None
+    ) -> str:
+        """Enqueue ``ml_backend.jobs.<module>.<function>`` on the queue ``interactive`` and return the job's id.
+
+        Args:
+            ttl_s: the job begins within so many seconds, or not at all; its result is kept a minute longer.
+            job_id: equal for equal requests: a job that waits or runs, or whose result nobody has got yet, is theirs.
 
         Raises:
-            QueueUnavailable: no worker serves the queue, or none has answered within ``timeout_s`` seconds.
-            PredictionFailed: the job has failed; its message.
+            QueueUnavailable: no worker serves the queue, or too many jobs wait in it.
         """
-        job_id = self.start_interactive(function, args, module, timeout_s)
-        ended, result = self.wait_for_result(job_id, timeout_s)
-        if not ended:
-            raise QueueUnavailable(
-                "The drawn box was not followed in time, since others are waiting too.", "Press the label's key again."
-            )
-        return result
+        from rq.exceptions import DuplicateJobError
 
-    def start_interactive(self, function: str, args: list[Any], module: str, timeout_s: float) -> str:
-        """Enqueue a job on the queue ``interactive`` and return its id; it begins within ``timeout_s`` or not at all.
-
-        Raises:
-            QueueUnavailable: no worker serves the queue.
-        """
         if not self._follows():
             raise QueueUnavailable(
                 "No worker follows drawn boxes.",
                 f"Start one: python -m ml_backend.jobs.worker --queues {INTERACTIVE}",
             )
         with self.guard():
-            job = self.queues[INTERACTIVE].enqueue_call(
-                f"ml_backend.jobs.{module}.{function}",
-                args=args,
-                timeout=JOB_TIMEOUT_S,
-                ttl=int(timeout_s) + 1,  # nobody waits for it any longer
-                result_ttl=60,
-                failure_ttl=FAILURE_TTL_S,  # the editor shows no reason: the control room does
-                description=function,
-            )
-        return str(job.id)
+            if job_id is not None and (job := self.fetch(job_id)) is not None:
+                finished = state_of(job) == "finished" and not self.connection.hexists(job.key, "taken")
+                if finished or state_of(job) not in RQ_ENDED:
+                    return job_id
+                forget_executions(job)
+                job.delete()
+            if self.queues[INTERACTIVE].count >= MAX_INTERACTIVE:
+                raise QueueUnavailable("Too many people draw at once.", "Press the label's key again in a minute.")
+            try:
+                created = self.queues[INTERACTIVE].enqueue_call(
+                    f"ml_backend.jobs.{module}.{function}",
+                    args=args,
+                    job_id=job_id,
+                    unique=job_id is not None,
+                    timeout=JOB_TIMEOUT_S,
+                    ttl=int(ttl_s) + 1,  # nobody waits for it any longer
+                    result_ttl=int(ttl_s) + 60,
+                    failure_ttl=FAILURE_TTL_S,  # the editor shows no reason: the control room does
+                    description=function,
+                )
+            except DuplicateJobError:  # an equal request came in between
+                return str(job_id)
+        return str(created.id)
+
+    def take_result(self, job_id: str) -> None:
+        """Note that the result of a job has reached who asked for it: the next equal request is worked on anew."""
+        from rq.job import Job
+        from rq.results import Result
+
+        with self.guard():
+            self.connection.eval(_TAKE, 2, Job.key_for(job_id), Result.get_key(job_id))
 
     def wait_for_result(self, job_id: str, timeout_s: float) -> tuple[bool, Any]:
         """Return whether a job has ended within ``timeout_s`` seconds, and its result.

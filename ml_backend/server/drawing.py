@@ -7,6 +7,8 @@ pressed, and takes them back with more keyframes. Newer ones have a toolbar for 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import threading
@@ -26,7 +28,10 @@ log = logging.getLogger(__name__)
 FOLLOW_TIMEOUT_S = 30.0
 #: Seconds for which a request for progress waits; the editor asks again at once.
 PROGRESS_S = 4.0
-#: Requests that wait for drawn boxes at once; the other threads of the process are for webhooks and predictions.
+#: Seconds for which a followed box is kept for the next press, where the first one could not wait for it.
+LATE_S = 600.0
+#: Requests that wait for drawn boxes at once; the other threads of the process are for webhooks and predictions. Others
+#: are answered at once, and get theirs by the next press.
 MAX_FOLLOWING = 10
 #: Drawn boxes in one request.
 MAX_DRAWN = 100
@@ -90,7 +95,8 @@ class DrawingService:
     def _follow(self, project_id: int, label_config: str, task: Task, context: Context) -> list[dict[str, Any]]:
         """Return the regions that a person has drawn, followed through their video.
 
-        Where that fails, the regions are returned as they are, so that no work is lost, and the reason is logged.
+        Where that fails or takes too long, the regions are returned as they are, so that no work is lost, and the
+        reason is logged. What is found after that is the answer to the next press with the same boxes.
         """
         regions = _drawn_regions(context)
         answers = [dict(region) for region in regions]
@@ -100,8 +106,11 @@ class DrawingService:
                 of_video = [region for region in regions if region.get("to_name") == video.control.to_name]
                 if not of_video:
                     continue
-                for region in self._ask([project_id, plan.task_id, _source(video), of_video]):
-                    answers = [region if region.get("id") == item.get("id") else item for item in answers]
+                found = self._ask([project_id, plan.task_id, _source(video), of_video])
+                sequences = {region["id"]: region["value"]["sequence"] for region in found}
+                for item in answers:
+                    if item["id"] in sequences:
+                        item["value"] = {**item["value"], "sequence": sequences[item["id"]]}
         except RequestError:
             raise
         except BackendError as error:
@@ -109,12 +118,27 @@ class DrawingService:
         return answers
 
     def _ask(self, arguments: list[Any]) -> list[dict[str, Any]]:
-        if not self._following.acquire(blocking=False):
-            raise QueueUnavailable("Too many people draw at once.", "Press the label's key again.")
+        """Return the followed regions.
+
+        Raises:
+            QueueUnavailable: they are not followed yet, or there is no worker.
+            PredictionFailed: none of them can be followed.
+        """
+        *where, regions = arguments
+        # A second press comes without the label, and later with it.
+        boxes = [[region["id"], region["value"].get("sequence")] for region in regions]
+        digest = hashlib.sha256(json.dumps([*where, boxes], sort_keys=True).encode()).hexdigest()[:32]
+        job_id = self._queue.start_interactive("follow_regions", arguments, "draw", LATE_S, f"draw-{digest}")
+        waits = self._following.acquire(blocking=False)
         try:
-            return self._queue.ask("follow_regions", arguments, "draw", FOLLOW_TIMEOUT_S) or []
+            ended, found = self._queue.wait_for_result(job_id, FOLLOW_TIMEOUT_S if waits else 0.0)
         finally:
-            self._following.release()
+            if waits:
+                self._following.release()
+        if not ended:
+            raise QueueUnavailable("Its turn has not come, since others wait, too.", "Press the label's key again.")
+        self._queue.take_result(job_id)
+        return found or []
 
     # -- the toolbar
 

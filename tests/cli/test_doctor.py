@@ -172,6 +172,20 @@ def test_connections_of_a_running_stack(motion_stack: Stack) -> None:
     assert only(findings, check).status == "ok"
     assert only(findings, hook).status == "ok"
 
+    # Drawn boxes: the config shipped here has what they need, and so has each new connection.
+    def of_drawing(config: str) -> str:
+        client.set_label_config(project, config)
+        told = [one.found for one in examine(where, ["label-studio"]) if one.check == f"{check}, drawing"]
+        return " ".join(told)
+
+    shipped = (ROOT / "label_config.xml").read_text(encoding="utf-8")
+    assert of_drawing(shipped) == ""
+    assert "allowEmpty" in of_drawing(shipped.replace(' allowEmpty="true"', ""))
+    assert "smart" in of_drawing(shipped.replace(' smart="true"', ""))
+    (connection,) = client.list_backends(project)
+    client.sdk.ml.update(connection["id"], url=connection["url"], project=project, is_interactive=False)
+    assert "not interactive" in of_drawing(shipped)
+
     # With Basic auth, a webhook without the header is useless; connecting anew fixes it.
     guarded = Target(here.model_copy(update={"basic_auth_user": "u", "basic_auth_pass": SECRET}), where.backend_url)
     finding = only(examine(guarded, ["label-studio"]), hook)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from ml_backend.cli.commands.track_box import main as track_box
+from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.settings import Settings
 from ml_backend.embeddings.hub import read_sam_folder
-from ml_backend.inference.follow import CorrelationTracker
+from ml_backend.inference.follow import CorrelationTracker, Follower
+from ml_backend.inference.reduced_frames import ReducedFrames
 from ml_backend.inference.sam_tracker import SamVideoModel, use_tracker
-from tests.drawn_scene import write_scene
+from ml_backend.video.probe import probe
+from tests.drawn_scene import FPS, HEIGHT, WIDTH, truth, write_scene
 from tests.tiny_sam import save_tiny_sam
 
 KINDS = ("sam2_video", "edgetam_video", "sam3_tracker_video")
@@ -84,6 +88,56 @@ def test_what_is_used_and_why(folders: dict[str, Path], settings: Make, tmp_path
     (other / "model.safetensors").write_bytes((folders["edgetam_video"] / "model.safetensors").read_bytes())
     name, _, note = chosen(other, on_cpu=True)
     assert (name, bool(note)) == ("correlation", True), "another model's weights, and no processor"
+
+
+@pytest.mark.parametrize("frames_before", [0, 3])
+def test_a_model_that_fails_leaves_its_object_to_the_correlation_tracker(
+    folders: dict[str, Path],
+    settings: Make,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    frames_before: int,
+) -> None:
+    import torch
+
+    write_scene(tmp_path / "scene.mp4", 30)
+    info = probe(tmp_path / "scene.mp4")
+    calls = iter(range(1000))
+
+    def run_out_of_memory(module: torch.nn.Module, _: object) -> None:
+        if type(module).__name__ == "Sam2VideoModel" and next(calls) >= frames_before:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    fault = torch.nn.modules.module.register_module_forward_pre_hook(run_out_of_memory)
+    try:
+        with use_tracker(settings(interactive_model=str(folders["sam2_video"]), device="cpu"), on_cpu=True) as tracker:
+            frames = ReducedFrames(tmp_path / "scene.mp4", info, colour=tracker.colour)
+            follower = Follower(frames, (WIDTH, HEIGHT), FPS, start=tracker.start)
+            drawn = np.array(truth(11), np.float64)
+            found = follower.follow(10, drawn, 0, 29)
+            assert "CUDA out of memory" in tracker.note
+            assert tracker.name == "sam2_video+correlation"
+    finally:
+        fault.remove()
+    assert "CUDA out of memory" in caplog.text
+    if frames_before == 0:  # the boxes of a random model are not worth going on from
+        overlaps = [iou_pairs(found.boxes[index][None], np.array([truth(index + 1)]))[0] for index in range(30)]
+        assert min(overlaps) > 0.5
+
+
+def test_a_model_that_cannot_run_at_all(folders: dict[str, Path], settings: Make, tmp_path: Path) -> None:
+    """The processor makes images of another size than the network takes."""
+    folder = shutil.copytree(folders["sam2_video"], tmp_path / "model")
+    for file in folder.glob("*processor*.json"):
+        file.write_text(file.read_text().replace("128", "64"))
+    image = np.random.default_rng(0).integers(0, 255, (90, 160, 3), np.uint8)
+    with use_tracker(settings(interactive_model=str(folder), device="cpu"), on_cpu=True) as tracker:
+        following = tracker.start(image, 1.0, np.array([50.0, 20, 80, 60]))
+        box, certainty = following.update(image)
+        assert "failed while following" in tracker.note
+    assert box is not None
+    assert iou_pairs(box[None], np.array([[50.0, 20, 80, 60]]))[0] > 0.9
+    assert np.isfinite(certainty)
 
 
 def test_the_command_line_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

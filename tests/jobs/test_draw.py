@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from ml_backend.label_studio.regions import region_boxes
 from ml_backend.label_studio.timeline import Timeline
 from ml_backend.server.app import create_app
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
+from tests.builders import CONFIG, wait_for, worker_process
 from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, mask_box, truth, write_scene
 from tests.jobs.conftest import Site
 from tests.server.control import Room
@@ -34,8 +39,11 @@ def drawn(frame: int, region_id: str = "a", **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def run(site: Callable[..., Site], work: Callable[[Site], Container]) -> Callable[..., Any]:
-    """Run a function on task 1 as a worker does; return its job."""
+def run(
+    site: Callable[..., Site], work: Callable[[Site], Container], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Run a function on task 1 as a worker does, with as much time as it needs; return its job."""
+    monkeypatch.setattr("ml_backend.jobs.draw.ANSWER_S", 600.0)
     made = site()
     write_scene(made.videos / "scene.mp4")
     project = made.project()
@@ -106,6 +114,68 @@ def test_a_video_that_is_not_there(follow: Callable[..., Any]) -> None:
     told = Room(create_app(get_settings())).get(f"/api/jobs?project={job.args[0]}")["jobs"]
     assert [(item["kind"], item["task"], item["state"]) for item in told] == [("draw", 1, "failed")]
     assert "does not exist" in told[0]["error"]
+
+
+PEOPLE = 20
+
+
+def test_twenty_people_press_while_the_worker_is_busy(
+    site: Callable[..., Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody's press is lost, nor worked on twice: what comes too late is the answer to the next press."""
+    monkeypatch.setattr("ml_backend.server.drawing.FOLLOW_TIMEOUT_S", 2.0)
+    made = site(mode="yolo", worker_queues=(INTERACTIVE,))
+    write_scene(made.videos / "scene.mp4")
+    project, app = made.project(), create_app(made.settings)
+
+    def press(number: int, region: dict[str, Any]) -> dict[str, Any]:
+        task = {"id": number, "data": {"video": VIDEO["uri"], "fps": FPS}, "annotations": [], "predictions": []}
+        context = {"params": {"context": {"result": [region]}}, "project": f"{project}.17", "label_config": CONFIG}
+        response = app.test_client().post("/predict", json={"tasks": [task], **context})
+        assert response.status_code == 200
+        (answer,) = response.get_json()["results"][0]["result"]
+        return dict(answer)
+
+    people = range(1, PEOPLE + 1)
+    regions = {number: drawn(25 + number, f"of {number}") for number in people}
+    without_label = {number: drawn(25 + number, f"of {number}") for number in people}
+    for region in without_label.values():
+        del region["value"]["labels"]
+    with worker_process(made.settings, tmp_path / "worker.log") as worker, ThreadPoolExecutor(PEOPLE) as pool:
+        wait_for(made.queue.workers, what="the worker")
+        os.kill(worker.pid, signal.SIGSTOP)
+        assert list(pool.map(press, people, regions.values())) == list(regions.values())
+        os.kill(worker.pid, signal.SIGCONT)
+        got = dict(without_label)
+
+        def all_served() -> bool:
+            waiting = [number for number in people if got[number] == without_label[number]]
+            answers = pool.map(press, waiting, [without_label[number] for number in waiting])
+            got.update(zip(waiting, answers, strict=True))
+            return not waiting
+
+        wait_for(all_served, what="everybody's object")
+        for number, region in got.items():
+            assert region["id"] == f"of {number}"
+            assert "labels" not in region["value"], "it stays as it was posted, but for the keyframes"
+            assert drawn(25 + number)["value"]["sequence"][0] in region["value"]["sequence"]
+            assert len(region["value"]["sequence"]) > 1
+        assert made.queue.counters()["followed"] == PEOPLE
+        # Undone, and asked for again, perhaps since the video's tracks are known now.
+        again = wait_for(lambda: (answer := press(1, regions[1])) != regions[1] and answer)
+        assert again["value"]["labels"] == ["person"]
+        assert made.queue.counters()["followed"] == PEOPLE + 1
+
+
+def test_why_it_is_another_tracker_is_told(site: Callable[..., Site], work: Callable[[Site], Container]) -> None:
+    made = site(interactive_model="facebook/sam2.1-hiera-tiny", device="cpu")
+    write_scene(made.videos / "scene.mp4")
+    args = [made.project(), 1, VIDEO, [drawn(30)]]
+    job = made.queue.queues[INTERACTIVE].enqueue_call("ml_backend.jobs.draw.follow_regions", args=args)
+    work(made)
+    assert job.return_value(refresh=True)[0]["id"] == "a"
+    notes = Room(create_app(get_settings())).get("/api/status")["models"]["notes"]
+    assert [note for note in notes if "correlation tracker: Without a GPU" in note]
 
 
 @pytest.mark.parametrize(("direction", "first", "last"), [("forward", 30, 75), ("backward", 1, 30), ("both", 1, 75)])

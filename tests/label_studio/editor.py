@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,61 @@ def open_editor(page: Any, server: Any, url: str) -> None:
         "window.Konva?.stages.length && window.Htx?.annotationStore?.selected?.regionStore.regions.length"
     )
     page.wait_for_function("document.querySelector('video')?.readyState > 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Editor:
+    """The open editor of a task whose video has the frame rate ``fps``."""
+
+    page: Any
+    fps: float = FPS
+
+    def go_to(self, frame: int) -> None:
+        control = self.page.locator(".lsf-frames-control")
+        control.click()
+        field = control.locator("input")
+        field.fill(str(frame))
+        field.press("Enter")
+        self.page.wait_for_function(
+            "([frame, fps]) => { const video = document.querySelector('video');"
+            "return parseInt(document.querySelector('.lsf-frames-control').innerText) === frame && !video.seeking; }",
+            arg=[frame, self.fps],
+        )
+
+    def point(self, x: float, y: float) -> tuple[float, float]:
+        """Return the page's coordinates of a point of the video."""
+        found = self.page.evaluate(
+            """([x, y]) => {
+                const stage = Konva.stages.find(s => s.find('Rect').length || s.width() > 100);
+                const box = stage.container().getBoundingClientRect();
+                const point = stage.find('Layer')[0].getAbsoluteTransform().point({x, y});
+                return [box.left + point.x, box.top + point.y];
+            }""",
+            [x, y],
+        )
+        return found[0], found[1]
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        mouse = self.page.mouse
+        mouse.move(*self.point(*start))
+        mouse.down()
+        mouse.move(*self.point((start[0] + end[0]) / 2, (start[1] + end[1]) / 2), steps=5)
+        mouse.move(*self.point(*end), steps=5)
+        mouse.up()
+
+    def region(self) -> dict[str, Any]:
+        """Return the only region as the editor would submit it."""
+        results = self.page.evaluate("Htx.annotationStore.selected.serializeAnnotation()")
+        assert len(results) == 1
+        region: dict[str, Any] = results[0]
+        return region
+
+    def press(self, key: str, times: int = 1) -> dict[str, Any]:
+        """Press a label's key and wait for the answer, as often as told; return the region."""
+        for _ in range(times):
+            with self.page.expect_response(lambda r: "interactive-annotating" in r.url) as answer:
+                self.page.keyboard.press(key)
+            assert answer.value.ok
+            answer.value.finished()
+            self.page.wait_for_timeout(500)
+        return self.region()

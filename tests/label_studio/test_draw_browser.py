@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,69 +13,10 @@ from ml_backend.cli.dev_stack.stack import Stack
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.label_studio.regions import region_boxes
 from tests.builders import wait_for
-from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, truth
-from tests.label_studio.editor import make_scene_task, open_editor
+from tests.drawn_scene import FRAMES, HEIGHT, WIDTH, truth
+from tests.label_studio.editor import Editor, make_scene_task, open_editor
 
 pytestmark = [pytest.mark.stack, pytest.mark.browser]
-
-
-@dataclass(frozen=True, slots=True)
-class Editor:
-    """The open editor of a task."""
-
-    page: Any
-    stack: Stack
-    task: int
-
-    def go_to(self, frame: int) -> None:
-        control = self.page.locator(".lsf-frames-control")
-        control.click()
-        field = control.locator("input")
-        field.fill(str(frame))
-        field.press("Enter")
-        self.page.wait_for_function(
-            "([frame, fps]) => { const video = document.querySelector('video');"
-            "return parseInt(document.querySelector('.lsf-frames-control').innerText) === frame && !video.seeking; }",
-            arg=[frame, FPS],
-        )
-
-    def point(self, x: float, y: float) -> tuple[float, float]:
-        """Return the page's coordinates of a point of the video."""
-        found = self.page.evaluate(
-            """([x, y]) => {
-                const stage = Konva.stages.find(s => s.find('Rect').length || s.width() > 100);
-                const box = stage.container().getBoundingClientRect();
-                const point = stage.find('Layer')[0].getAbsoluteTransform().point({x, y});
-                return [box.left + point.x, box.top + point.y];
-            }""",
-            [x, y],
-        )
-        return found[0], found[1]
-
-    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        mouse = self.page.mouse
-        mouse.move(*self.point(*start))
-        mouse.down()
-        mouse.move(*self.point((start[0] + end[0]) / 2, (start[1] + end[1]) / 2), steps=5)
-        mouse.move(*self.point(*end), steps=5)
-        mouse.up()
-
-    def region(self) -> dict[str, Any]:
-        """Return the only region as the editor would submit it."""
-        results = self.page.evaluate("Htx.annotationStore.selected.serializeAnnotation()")
-        assert len(results) == 1
-        region: dict[str, Any] = results[0]
-        return region
-
-    def press(self, key: str, times: int = 1) -> dict[str, Any]:
-        """Press a label's key and wait for the answer, as often as told; return the region."""
-        for _ in range(times):
-            with self.page.expect_response(lambda r: "interactive-annotating" in r.url) as answer:
-                self.page.keyboard.press(key)
-            assert answer.value.ok
-            answer.value.finished()
-            self.page.wait_for_timeout(500)
-        return self.region()
 
 
 @pytest.fixture
@@ -89,7 +29,7 @@ def editor(motion_stack: Stack, chromium: Any, tmp_path: Path) -> Iterator[Edito
     open_editor(page, server, f"{server.url}/projects/{project}/data?task={task}")
     # The editor begins with the predicted region. Without it, an object is drawn as where nothing was predicted.
     page.evaluate("Htx.annotationStore.selected.regionStore.regions.slice().forEach(region => region.deleteRegion())")
-    yield Editor(page, motion_stack, task)
+    yield Editor(page)
     page.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -374,12 +375,23 @@ def _connections(client: LabelStudioClient, target: Target) -> Iterator[Finding]
             yield Finding(check, "note", "is not connected to this backend, so it gets no tracks", hint)
         for item in connected:
             yield from _connection(client, number, item, target.settings)
-            if 'smart="true"' in config and not item.get("is_interactive"):
-                hint = "Press Connect in the control room, or in Label Studio: Settings > Model > Edit, interactive."
-                yield Finding(check, "note", "drawn boxes are not followed: its connection is not interactive", hint)
+            yield from _drawing(f"{check}, drawing", config, item)
     if not any_connected:
         hint = f"In Label Studio: project > Settings > Model > Connect model, URL {target.backend_url}. {LOCAL_IP_HINT}"
         yield Finding("Connection", "note", "no project uses this backend", hint)
+
+
+def _drawing(check: str, config: str, connection: Mapping[str, Any]) -> Iterator[Finding]:
+    """Check what drawn boxes need to be followed, and to be followed again after a correction."""
+    hint = "In Label Studio: Settings > Labeling Interface > Code. See docs/guides/drawing.md."
+    if not re.search(r'<VideoRectangle\b[^>]*\ssmart="true"', config, re.IGNORECASE):
+        yield Finding(check, "note", 'drawn boxes are not followed: VideoRectangle has no smart="true"', hint)
+    elif not connection.get("is_interactive"):
+        hint = "Press Connect in the control room, or in Label Studio: Settings > Model > Edit, interactive."
+        yield Finding(check, "note", "drawn boxes are not followed: its connection is not interactive", hint)
+    elif not re.search(r'<Labels\b[^>]*\sallowEmpty="true"', config, re.IGNORECASE):
+        found = 'the label\'s key does not follow a corrected box anew: Labels has no allowEmpty="true"'
+        yield Finding(check, "note", found, hint)
 
 
 def _connection(

@@ -23,6 +23,7 @@ from ml_backend.core.errors import BackendError, ConfigError, Conflict, QueueUna
 from ml_backend.core.outputs import Output, OutputFacts, project_of
 from ml_backend.jobs.api_queue import agreement_name, data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
+from ml_backend.jobs.queue import TRACKER_NOTE
 from ml_backend.jobs.services import reviews
 from ml_backend.jobs.services.connections import connect_project
 from ml_backend.jobs.worker_status import differing_settings
@@ -101,11 +102,13 @@ def system_state(container: WebContainer) -> dict[str, Any]:
             for w in container.queue.workers()
         ]
         names = [worker["name"] for worker in state["workers"]]
-        state["differing"] = differing_settings(
+        state["notes"] = differing_settings(
             version_settings(container.settings), container.worker_status.version_settings(names)
         )
+        if (published := container.queue.published(TRACKER_NOTE)) and published[1]:
+            state["notes"].append(f"Drawn boxes are followed by the correlation tracker: {published[1]}")
     except BackendError as error:
-        state |= {"redis": {"up": False, "error": str(error)}, "queues": {}, "workers": [], "differing": []}
+        state |= {"redis": {"up": False, "error": str(error)}, "queues": {}, "workers": [], "notes": []}
     try:
         container.storage.ping()
     except BackendError as error:
@@ -133,7 +136,7 @@ def _models(container: WebContainer, project: int | None, state: Mapping[str, An
         "clip": classifier.clip.name if classifier.clip else None,
         "version": models.trained.name if models.trained else BASE,
         "model_version": models.version,
-        "notes": [n for n in (models.detector.note, *merged["note"], *classifier.notes, *state["differing"]) if n],
+        "notes": [n for n in (models.detector.note, *merged["note"], *classifier.notes, *state["notes"]) if n],
     }
 
 
