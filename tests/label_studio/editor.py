@@ -97,6 +97,10 @@ class Editor:
             with self.page.expect_response(lambda r: "interactive-annotating" in r.url) as answer:
                 self.page.keyboard.press(key)
             assert answer.value.ok
-            answer.value.finished()
-            self.page.wait_for_timeout(500)
+            for found in (answer.value.json().get("data") or {}).get("result") or []:
+                keyframes = len(found["value"]["sequence"])
+                self.page.wait_for_function(
+                    "count => Htx.annotationStore.selected.regionStore.regions[0].sequence.length === count",
+                    arg=keyframes,
+                )
         return self.region()
