@@ -167,8 +167,8 @@ class BackgroundLoad:
         prediction = wait_for("a prediction", lambda: newest_prediction(self._client, task), self._stack)
         submit_as_walkers(self._client, task, prediction)
         self.add_predictions()
-        active = self._registry.active
-        wait_for("a training", lambda: (v := active(self._project)) and v.state == "training", self._stack)
+        running = self._registry.running
+        wait_for("a training", lambda: (v := running(self._project)) and v.state == "training", self._stack)
 
     def add_predictions(self) -> None:
         """Keep at least four predictions queued or running."""
