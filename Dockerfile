@@ -38,4 +38,4 @@ RUN python -m compileall -q ml_backend scripts
 USER 10001:0
 VOLUME /data
 EXPOSE 9090
-CMD ["gunicorn", "ml_backend.wsgi:app", "--bind", "0.0.0.0:9090", "--threads", "16", "--no-control-socket"]
+CMD ["gunicorn", "--config", "python:ml_backend.server.gunicorn_config", "--bind", "0.0.0.0:9090"]

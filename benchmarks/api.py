@@ -3,23 +3,26 @@
     python benchmarks/api.py VIDEO --weights yolo11n.pt [--clients 50] [--seconds 8]
 
 On a whole local stack, tracks of a sample are submitted to start a training, and copies of VIDEO are predicted
-throughout. Then ``--clients`` clients, each with its own connection, request one URL in a loop, and at last the page of
-a project with 200 tasks while another client polls ``/health`` every tenth of a second, as a monitor does. Times are to
-the first byte of the body, clients and servers share the machine, and any status but 200 is an error. Prints a table
-and, as the last line, JSON.
+throughout. Then ``--clients`` clients, each with its own connection, request one URL in a loop: first some addresses,
+then the page of a project with 200 tasks while another client polls ``/health`` every tenth of a second, as a monitor
+does, at last webhooks, alone and beside 100 connections that have sent half a request and 16 uploads at 1 MB/s. Times
+are to the first byte of the body, clients and servers share the machine, and any status but 200 and 201 is an error.
+Prints a table and, as the last line, JSON.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -36,9 +39,16 @@ from benchmarks.measuring import local_stack, new_task, newest_prediction, submi
 
 TASKS = 200
 PROGRAM_HEADERS = {"Accept": "application/json"}
+JSON_HEADERS = PROGRAM_HEADERS | {"Content-Type": "application/json"}
 BROWSER_HEADERS = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Sec-Fetch-Site": "none"}
 TIMEOUT_S = 30.0
 POLL_S = 0.1
+#: Slow clients: connections with half a request, and uploads.
+HALF_REQUESTS, SLOW_UPLOADS = 100, 16
+SLOW_UPLOAD = (
+    b"POST /api/upload_video HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    b"Content-Length: 1000000000\r\n\r\n--b\r\nContent-Disposition: form-data; name=file; filename=a.mp4\r\n\r\n"
+)
 
 
 class LatencyStats:
@@ -55,19 +65,27 @@ class LatencyStats:
         return summary | {"errors": dict(self.errors)}
 
 
-def run_client(url: str, path: str, headers: dict[str, str], end: float, pause: float, stats: LatencyStats) -> None:
-    """Request ``path`` in a loop until ``end`` (monotonic seconds)."""
+def run_client(
+    url: str,
+    path: str,
+    headers: dict[str, str],
+    end: float,
+    pause: float,
+    stats: LatencyStats,
+    body: bytes | None = None,
+) -> None:
+    """Request ``path``, by POST if there is a body, in a loop until ``end`` (monotonic seconds)."""
     address = urlsplit(url)
     connection = HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_S)
     while time.monotonic() < end:
         started = time.perf_counter()
         try:
-            connection.request("GET", path, headers=headers)
+            connection.request("POST" if body else "GET", path, body, headers)
             response = connection.getresponse()
             response.read(1)
             latency = time.perf_counter() - started
             response.read()
-            if response.status == 200:
+            if response.status in (200, 201):
                 stats.seconds.append(latency)
             else:
                 stats.errors[str(response.status)] += 1
@@ -80,15 +98,46 @@ def run_client(url: str, path: str, headers: dict[str, str], end: float, pause: 
     connection.close()
 
 
+@contextmanager
+def slow_clients(url: str) -> Iterator[None]:
+    """Keep connections open that have sent half a request, and upload at 1 MB/s, again and again when refused."""
+    address = urlsplit(url)
+    target, done = (address.hostname or "", address.port or 80), threading.Event()
+
+    def upload() -> None:
+        while not done.is_set():
+            with suppress(OSError), socket.create_connection(target, TIMEOUT_S) as connection:
+                connection.sendall(SLOW_UPLOAD)
+                while not done.wait(POLL_S):
+                    connection.sendall(bytes(100_000))
+            done.wait(1.0)
+
+    with ExitStack() as stack, ThreadPoolExecutor(SLOW_UPLOADS) as pool:
+        for _ in range(HALF_REQUESTS):
+            stack.enter_context(socket.create_connection(target, TIMEOUT_S)).sendall(b"GET /health HTTP/1.1\r\n")
+        for _ in range(SLOW_UPLOADS):
+            pool.submit(upload)
+        try:
+            yield
+        finally:
+            done.set()
+
+
 def load_test(
-    url: str, path: str, headers: dict[str, str], clients: int, seconds: float, poll_health: bool
+    url: str,
+    path: str,
+    headers: dict[str, str],
+    clients: int,
+    seconds: float,
+    poll_health: bool,
+    body: bytes | None = None,
 ) -> dict[str, Any]:
     """Return latencies of ``clients`` requesting ``path``, with ``poll_health`` also those of a health monitor."""
     page, health = LatencyStats(), LatencyStats()
     started = time.monotonic()
     end = started + seconds
     with ThreadPoolExecutor(clients + 1) as pool:
-        jobs = [pool.submit(run_client, url, path, headers, end, 0.0, page) for _ in range(clients)]
+        jobs = [pool.submit(run_client, url, path, headers, end, 0.0, page, body) for _ in range(clients)]
         if poll_health:
             jobs.append(pool.submit(run_client, url, "/health", PROGRAM_HEADERS, end, POLL_S, health))
         for job in jobs:
@@ -118,8 +167,8 @@ class BackgroundLoad:
         prediction = wait_for("a prediction", lambda: newest_prediction(self._client, task), self._stack)
         submit_as_walkers(self._client, task, prediction)
         self.add_predictions()
-        active = self._registry.active
-        wait_for("a training", lambda: (v := active(self._project)) and v.state == "training", self._stack)
+        running = self._registry.running
+        wait_for("a training", lambda: (v := running(self._project)) and v.state == "training", self._stack)
 
     def add_predictions(self) -> None:
         """Keep at least four predictions queued or running."""
@@ -183,6 +232,17 @@ def main(video: Path, weights: Path, clients: int, seconds: float) -> None:
                     results["/"], results["/health while / is asked for"] = result["page"], result["health"]
                 else:
                     results[name] = result
+            event = {
+                "action": "ANNOTATION_UPDATED",
+                "project": {"id": demo},
+                "task": {"id": 1},
+                "annotation": {"id": 1},
+            }
+            webhooks = url, "/webhook", JSON_HEADERS, clients, seconds, False, json.dumps(event).encode()
+            with background.required():
+                results["/webhook"] = load_test(*webhooks)
+            with background.required(), slow_clients(url):
+                results["/webhook beside slow clients"] = load_test(*webhooks)
             load = [round(value, 1) for value in os.getloadavg()]
     print_table(results)
     print(f"\n{clients} clients, load of the machine {load}, {os.cpu_count()} CPUs")

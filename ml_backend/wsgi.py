@@ -1,7 +1,4 @@
-"""WSGI entry point: ``gunicorn --threads 16 --workers 1 ml_backend.wsgi:app``.
-
-One process with threads suffices, since requests only look up and enqueue, and it keeps one set of metrics.
-"""
+"""WSGI entry point; for gunicorn see :mod:`ml_backend.server.gunicorn_config`."""
 
 from __future__ import annotations
 

@@ -86,7 +86,22 @@ def test_the_schema_would_notice_a_mistake(filled: dict[str, str]) -> None:
 
 
 def test_the_topology(compose: dict[str, Any]) -> None:
-    assert set(compose["services"]) == {"label-studio", "postgres", "redis", "backend", "worker", "drawer", "trainer"}
+    ours = {"label-studio", "postgres", "redis", "backend", "worker", "drawer", "trainer"}
+    assert set(compose["services"]) == {*ours, "proxy"}
+    assert {name for name, service in compose["services"].items() if "profiles" in service} == {"proxy"}
+
+
+def test_the_proxy_leads_to_services_and_is_reached_by_others(compose: dict[str, Any], filled: dict[str, str]) -> None:
+    rules = (ROOT / "Caddyfile").read_text(encoding="utf-8")
+    assert re.findall(r"reverse_proxy (\S+):(\d+)", rules) == [("label-studio", "8080"), ("backend", "9090")]
+    assert compose["services"]["backend"]["command"][-1].endswith(":9090")
+    proxy = interpolate(load(FILES[0]), filled | {"LABEL_STUDIO_HOST": "https://label.example.org"})["services"][
+        "proxy"
+    ]
+    assert proxy["environment"] == {"LABEL_STUDIO_HOST": "https://label.example.org"}
+    assert set(re.findall(r"\{\$(\w+)\}", rules)) == set(proxy["environment"])
+    assert "./Caddyfile:/etc/caddy/Caddyfile:ro" in proxy["volumes"]
+    assert {port.partition(":")[2] for port in proxy["ports"]} == {"80", "443", *re.findall(r"\}:(\d+) \{", rules)}
 
 
 def test_every_service_is_watched_and_comes_back(compose: dict[str, Any]) -> None:
@@ -173,8 +188,8 @@ def test_addresses_lead_to_services(compose: dict[str, Any]) -> None:
     assert server["environment"]["SSRF_PROTECTION_ENABLED"] == "false"
     assert server["environment"]["ML_BLOCK_LOCAL_IP"] == "false"
     # Published ports are for this machine only, until somebody decides otherwise.
-    for service in compose["services"].values():
-        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    for name, service in compose["services"].items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])) is (name != "proxy"), name
 
 
 def test_redis_asks_for_a_password_and_is_reached_from_inside_only(compose: dict[str, Any]) -> None:

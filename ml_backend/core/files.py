@@ -9,6 +9,7 @@ import io
 import os
 import re
 import secrets
+import shutil
 import threading
 import unicodedata
 from collections.abc import Collection, Iterator
@@ -26,6 +27,8 @@ VIDEO_SUFFIXES = frozenset(
 )
 #: Leaves room for a frame number, a suffix and a temporary file's affixes within the usual 255 bytes.
 _MAX_NAME_BYTES = 180
+#: Bytes that uploads and exports leave free: the database and the queue may be on the same disk.
+SPARE_BYTES = 512 << 20
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 
 
@@ -64,6 +67,16 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"No space left on the disk while writing {path}.", "Free some space and try again.")
     return StorageError(f"Cannot write {path}: {error}.", "Check the folder's permissions and the disk.")
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk of a folder, which need not exist yet.
+
+    Raises:
+        OSError: the disk does not answer.
+    """
+    existing = next((path for path in (folder, *folder.resolve().parents) if path.exists()), folder)
+    return shutil.disk_usage(existing).free
 
 
 @contextlib.contextmanager

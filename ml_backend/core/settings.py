@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -119,24 +120,36 @@ RETIRED = {
 TrackerKind = Literal["tracktrack", "botsort", "bytetrack", "ocsort", "deepocsort", "fasttrack"]
 
 
-#: Settings that may be, or contain, a password: the environment may name a file that has it, as ``<NAME>_FILE``.
+#: Settings that may be, or contain, a password: the environment, or .env, may name a file that has it, as
+#: ``<NAME>_FILE``.
 SECRETS = ("label_studio_api_key", "basic_auth_pass", "redis_url", "database_url", "notify_url")
 
 
 class _SecretFiles(PydanticBaseSettingsSource):
-    """Read secrets from the files that ``<NAME>_FILE`` names, as orchestrators mount them."""
+    """Read secrets from the files that ``<NAME>_FILE`` names, as orchestrators mount them.
+
+    Args:
+        places: where settings come from, by name in lower case; the first place that has one counts.
+    """
+
+    def __init__(self, settings_cls: type[BaseSettings], *places: Mapping[str, str | None]) -> None:
+        super().__init__(settings_cls)
+        self._places = places
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        name = f"{field_name.upper()}_FILE"
-        path = os.environ.get(name) if field_name in SECRETS else None
+        name, file = field_name.upper(), f"{field_name}_file"
+        place = next((place for place in self._places if place.get(field_name) or place.get(file)), {})
+        path = place.get(file) if field_name in SECRETS else None
         if not path:
             return None, field_name, False
-        if os.environ.get(field_name.upper()):
-            raise ConfigError(f"Both {field_name.upper()} and {name} are set.", "Set one of them.")
+        if place.get(field_name):
+            raise ConfigError(f"Both {name} and {name}_FILE are set.", "Set one of them.")
         try:
             return Path(path).read_text(encoding="utf-8").strip(), field_name, False
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"The file of {name} cannot be read: {error}.", "Correct its path or rights.") from error
+            raise ConfigError(
+                f"The file of {name}_FILE cannot be read: {error}.", "Correct its path or rights."
+            ) from error
 
     def __call__(self) -> dict[str, Any]:
         values = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
@@ -158,7 +171,9 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return where settings come from; the first place that has one counts."""
-        return init_settings, _SecretFiles(settings_cls), env_settings, dotenv_settings
+        places: Any = (env_settings, dotenv_settings)
+        secrets = _SecretFiles(settings_cls, *(place.env_vars for place in places))
+        return init_settings, secrets, env_settings, dotenv_settings
 
     # -- Label Studio
     label_studio_url: Annotated[str, AfterValidator(_http_url)] = Field(

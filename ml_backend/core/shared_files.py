@@ -167,6 +167,21 @@ class Uploads:
         if self._store:
             self._store.remove(f"{_UPLOADS}/{upload_id}/{name}")
 
+    def remove_project(self, project_id: int) -> int:
+        """Remove the uploads to a project, whose ids begin with its number; return how many there were.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        names = {path.name: "" for path in self._folder.glob(f"{project_id}-*")}
+        if self._store:
+            names |= dict(
+                name.split("/", 1) for name in self._store.ages(_UPLOADS) if name.startswith(f"{project_id}-")
+            )
+        for upload_id, name in names.items():
+            self.remove(upload_id, name)
+        return len(names)
+
     def clean(self, needed: Callable[[str], bool]) -> None:
         """Remove stored uploads that no job needs and that are older than ``STALE_S``."""
         if self._store is None:

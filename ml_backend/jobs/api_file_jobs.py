@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from xml.sax.saxutils import quoteattr
 
 from ml_backend.core.errors import ConfigError, StorageError
+from ml_backend.core.files import SPARE_BYTES
 from ml_backend.core.outputs import OutputFacts
 from ml_backend.datasets.exporter import DatasetOptions, export_dataset
 from ml_backend.datasets.formats import FormatName
@@ -31,8 +32,6 @@ from ml_backend.training.registry import MEASURED
 if TYPE_CHECKING:
     from ml_backend.datasets.annotation_reader import AnnotationReader
 
-#: Disk space that exports leave free, since the database and the queue may be on the same disk.
-SPARE_BYTES = 512 << 20
 #: Characters of model versions in the facts of an export: there may be one per task.
 _MAX_CHARS = 300
 #: Compressed formats, which zip does not make smaller.

@@ -383,12 +383,12 @@ class JobQueue:
     def request_clip(self, project_id: int, moment_id: str) -> str:
         """Request a clip of a suspicious moment, for which somebody waits; return the job's id."""
         queue = INTERACTIVE if self._follows() else "control"
-        return self.request(queue, "render_moment", [project_id, moment_id], f"clip-{moment_id}", "review").job_id
+        return self.request(queue, "render_moment", [project_id, moment_id], clip_job(moment_id), "review").job_id
 
     def request_frames(self, project_id: int, task_id: int, key: str, first: int) -> str:
         """Request frames of a task's video, which somebody looks at; return the job's id."""
         queue, args = INTERACTIVE if self._follows() else "control", [project_id, task_id, key, first]
-        return self.request(queue, "render_frames", args, f"frames-{task_id}-{key}-{first}", "review").job_id
+        return self.request(queue, "render_frames", args, frames_job(task_id, key, first), "review").job_id
 
     def request_warm(self, project_id: int, task_id: int, uri: str) -> None:
         """Request that a video is ready for drawn boxes, since its task was opened."""
@@ -457,11 +457,12 @@ class JobQueue:
             return [job_id for job_id in sorted(orphaned) if self._requeue(job_id, after_s)]
 
     def _requeue(self, job_id: str, after_s: float) -> bool:
-        mark, now = f"video:lost:{job_id}", time.time()
-        if self.connection.set(mark, now, nx=True, ex=int(10 * after_s + 6 * self.settings.job_lease_s)):
+        # Redis counts the seconds since it was first found so: the clocks of workers may differ.
+        mark, kept_s = f"video:lost:{job_id}", int(10 * after_s + 6 * self.settings.job_lease_s)
+        if self.connection.set(mark, 1, nx=True, ex=kept_s):
             return False
-        first_seen = self.connection.get(mark)
-        if first_seen is None or now - float(first_seen) < after_s:
+        left_ms = self.connection.pttl(mark)
+        if left_ms < 0 or kept_s - left_ms / 1000 < after_s:
             return False
         job = self.fetch(job_id)
         if job is None or state_of(job) not in ("queued", "scheduled") or not self.connection.delete(mark):
@@ -627,6 +628,16 @@ class JobQueue:
             jobs = self.fetch_many([job_id for failed in registries for job_id in failed.get_job_ids(cleanup=False)])
             failures = [{"id": job.id, "ended_at": str(job.ended_at), "error": failure_text(job)} for job in jobs]
         return sorted(failures, key=lambda item: item["ended_at"], reverse=True)
+
+
+def clip_job(moment_id: str) -> str:
+    """Return the id of the job that renders a clip of a suspicious moment."""
+    return f"clip-{moment_id}"
+
+
+def frames_job(task_id: int, key: str, first: int) -> str:
+    """Return the id of the job that renders frames of a task's video."""
+    return f"frames-{task_id}-{key}-{first}"
 
 
 def state_of(job: Job) -> str:

@@ -134,6 +134,8 @@ class TrainingScheduler:
                 log.info("Project %s: a training is %s.", project_id, "due" if due else "resumed")
                 container.training_queue.request(project_id, trigger)
                 requested.append(project_id)
+                if due:
+                    container.audit.record("automatic", "train", project_id)
         return requested
 
     def state(self, project_id: int) -> TrainingState:

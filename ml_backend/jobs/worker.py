@@ -33,6 +33,7 @@ from ml_backend.core.settings import QUEUES, Settings, get_settings
 from ml_backend.jobs.container import Container, get_container
 from ml_backend.jobs.known_job import KnownJob
 from ml_backend.jobs.queue import connect, forget_executions
+from ml_backend.jobs.redis_clock import RedisClock
 from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.jobs.worker_status import WorkerStatus
 from ml_backend.labeling.model_version import version_settings
@@ -62,6 +63,9 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
         predicts = {"predict", "refresh"} & set(queues_of(settings))
         self.worker_status = WorkerStatus(container.queue, version_settings(settings) if predicts else None)
         self.training_scheduler = TrainingScheduler(container)
+        self.clock = RedisClock(self.connection)
+        self.clock.synchronize()
+        self.clock.use()
         self._in_idle_maintenance = False
         self._cleaned_at = -math.inf
 
@@ -126,6 +130,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
     def _renew_lease(self, job: Job, execution: Execution, done: threading.Event) -> None:
         while not done.wait(self.lease_s / 3):
             try:
+                self.clock.synchronize()
                 self.maintain_heartbeats(job, execution)
                 self.run_maintenance_tasks()
             except RedisError as error:  # it may come back before the lease expires
@@ -158,6 +163,7 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
             super()._shutdown()
 
     def _maintain(self) -> None:
+        self.clock.synchronize()
         super().run_maintenance_tasks()
         scheduler = RQScheduler(
             self.queues,
@@ -207,9 +213,11 @@ def make_worker(settings: Settings) -> LeaseWorker:
 
     Raises:
         QueueUnavailable: Redis does not answer.
+        StorageError: the database cannot be used, such as one of a newer release.
     """
     container = get_container()
     container.queue.ping()
+    container.storage.ping()
     # No socket timeout: blocking reads wait for jobs.
     connection = connect(settings, timeout=None, patience_s=PATIENCE_S)
     return LeaseWorker(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import QueueUnavailable
+from ml_backend.core.files import free_bytes
 
 if TYPE_CHECKING:
     from ml_backend.jobs.queue import JobQueue
@@ -17,6 +19,7 @@ log = logging.getLogger(__name__)
 _STATUS = "video:models:"
 _VERSION_SETTINGS = "video:shaping:"
 _OPTIMIZE = "video:optimize"
+_DISK = "video:disk:"
 
 
 class WorkerStatus:
@@ -45,6 +48,12 @@ class WorkerStatus:
             values = self._queue.connection.mget([_VERSION_SETTINGS + name for name in workers]) if workers else []
         return {name: json.loads(value) for name, value in zip(workers, values, strict=True) if value}
 
+    def disks(self, workers: Sequence[str]) -> dict[str, int]:
+        """Return the free bytes of the disk of ``DATA_DIR``, by worker, as workers last reported them."""
+        with self._queue.guard():
+            values = self._queue.connection.mget([_DISK + name for name in workers]) if workers else []
+        return {name: int(value) for name, value in zip(workers, values, strict=True) if value}
+
     def optimize(self) -> None:
         """Ask all workers to unload idle models; each does so between two jobs, within its lease."""
         with self._queue.guard():
@@ -63,6 +72,8 @@ class WorkerStatus:
                 self._requests = requests
                 if self._version_settings is not None:
                     redis.set(_VERSION_SETTINGS + worker, json.dumps(dict(self._version_settings)), ex=3 * lease_s)
+                with suppress(OSError):  # nothing is told about a disk that does not answer
+                    redis.set(_DISK + worker, free_bytes(self._queue.settings.data_dir), ex=3 * lease_s)
                 if cache:
                     redis.set(_STATUS + worker, json.dumps(cache.status()), ex=3 * lease_s)
         except QueueUnavailable as error:

@@ -13,6 +13,7 @@ from ml_backend.server.api import routing
 from ml_backend.server.dashboard import views
 from ml_backend.server.origin_checks import reject_cross_site_writes, require_known_host
 from ml_backend.server.problems import handle_error
+from ml_backend.server.slow_clients import bound_bodies
 
 #: Maximum bytes of a request body: Label Studio sends pages of tasks with annotations. Uploads have their own limit.
 MAX_REQUEST = 64 << 20
@@ -31,6 +32,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST
     app.extensions["services"] = WebContainer(settings)
     _record_request_metrics(app)
+    bound_bodies(app)
     require_credentials(app, settings)
     require_known_host(app, settings)
     app.before_request(reject_cross_site_writes)

@@ -13,8 +13,10 @@ from ml_backend.jobs.services.patterns import Patterns
 from ml_backend.jobs.services.reviews import Reviews
 from ml_backend.server.drawing import DrawingService
 from ml_backend.server.metrics import Metrics
+from ml_backend.server.pending_jobs import PendingJobs
 from ml_backend.server.people import People
 from ml_backend.server.prediction_service import PredictionService
+from ml_backend.server.slow_clients import DOWNLOADS, Slots
 from ml_backend.server.webhooks import WebhookReceiver
 
 log = logging.getLogger(__name__)
@@ -29,10 +31,20 @@ class WebContainer(Container):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, redis_timeout=1.0)
+        self.downloads = Slots(DOWNLOADS, "downloads")
         # Created eagerly, so that an unusable database fails at startup and concurrent first requests do not create
         # duplicates. None of these connects to Redis or Label Studio.
         _ = self.storage, self.queue, self.projects, self.metrics, self.webhooks, self.prediction_service
-        _ = self.trainings, self.jobs, self.drawing, self.api_queue, self.lister, self.outputs, self.patterns
+        _ = (
+            self.trainings,
+            self.jobs,
+            self.drawing,
+            self.api_queue,
+            self.lister,
+            self.outputs,
+            self.patterns,
+            self.pending_jobs,
+        )
 
     @cached_property
     def prediction_service(self) -> PredictionService:
@@ -53,6 +65,10 @@ class WebContainer(Container):
     @cached_property
     def patterns(self) -> Patterns:
         return Patterns(self)
+
+    @cached_property
+    def pending_jobs(self) -> PendingJobs:
+        return PendingJobs(self.queue)
 
     @cached_property
     def people(self) -> People:

@@ -25,6 +25,8 @@ from ml_backend.server.problems import SignedOut
 #: Time for which the projects that Label Studio shows to somebody are cached.
 FRESH = timedelta(seconds=30)
 _MAX_CACHED = 1000
+#: Browsers in which one person is signed in; the next one ends the oldest session.
+MAX_SESSIONS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,10 @@ class People:
         with self._storage.write() as connection:
             connection.execute(sa.delete(sessions).where(sessions.c.expires_at < now))
             connection.execute(sa.insert(sessions).values(row | {"expires_at": now + LIFETIME}))
+            theirs = sa.select(sessions.c.id).where(sessions.c.name == name)
+            old = theirs.order_by(sessions.c.expires_at.desc(), sessions.c.id).offset(MAX_SESSIONS).limit(1000)
+            ended = connection.scalars(old).all()
+            connection.execute(sa.delete(sessions).where(sessions.c.id.in_(ended)))
         return Session(row["id"], name, self._role(name), token), cookie
 
     def find(self, cookie: str) -> Session | None:

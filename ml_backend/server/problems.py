@@ -114,13 +114,17 @@ def handle_error(error: Exception) -> Response:
     if not is_api():
         response = jsonify({"error": failure.message, "hint": failure.hint, "cure": failure.hint})
         response.status_code = status
-        return response
+        return _retry_later(response)
     kind = "" if type(failure) is BackendError else type(failure).__name__
     members = {"errors": failure.errors} if isinstance(failure, Invalid) and failure.errors else {}
     response = problem(status, failure.message, failure.hint, kind=kind, **members)
     if isinstance(error, HTTPException):  # such as Allow, Location and Content-Range
         for name, value in error.get_response().headers.items():
             response.headers.setdefault(name, value)
-    if status == 503:
+    return _retry_later(response)
+
+
+def _retry_later(response: Response) -> Response:
+    if response.status_code in (429, 503):
         response.headers["Retry-After"] = "5"
     return response

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from pathlib import Path
 
 import numpy as np
+import pytest
 import sqlalchemy as sa
+from rq.job import JobStatus
 
-from ml_backend.cli.commands.erase_project import erase
 from ml_backend.cli.dev_stack.preflight import ROOT
+from ml_backend.core.errors import Conflict
 from ml_backend.core.outputs import OutputFacts
 from ml_backend.core.settings import Settings
 from ml_backend.db.tables import audit, embeddings, metadata
 from ml_backend.jobs.container import Container
+from ml_backend.jobs.services.erasure import erase
+from ml_backend.server.app import create_app
 from tests.builders import Outside, environment, outside
+from tests.server.control import Room
 
 
 def filled(settings: Settings) -> Container:
@@ -43,38 +48,83 @@ def filled(settings: Settings) -> Container:
         made = settings.data_dir / "made.json"
         made.write_text("[]")
         container.outputs.add(made, OutputFacts(source="annotations"), "project", project)
+        (settings.uploads_dir / f"{project}-0123").mkdir(parents=True)
+        (settings.uploads_dir / f"{project}-0123" / "a.mp4").write_bytes(b"video")
+        container.queue.request("control", "init_models", [project], f"init-{project}", "api_jobs")
+        container.queue.publish(f"stats-{project}", {"labels": ["x"]})
         folder = settings.data_dir / "training" / f"project-{project}"
         folder.mkdir(parents=True)
         np.save(folder / "frame.npy", np.zeros(3))
     return container
 
 
-def test_nothing_of_it_is_left(settings: Callable[..., Settings]) -> None:
-    values = settings()
-    container = filled(values)
-    removed = erase(container, 7)
+def check_erased(container: Container, removed: Mapping[str, int], who: str) -> None:
+    """Nothing of project 7 is left, and everything of 8."""
     with container.storage.read() as connection:
         for table in metadata.sorted_tables:
             if "project_id" in table.c and table is not audit:
                 assert list(connection.scalars(sa.select(table.c.project_id))) == [8], table.name
         assert connection.scalar(sa.select(sa.func.count()).select_from(embeddings)) == 0
-    assert (removed["artifacts"], removed["outputs"]) == (2, 1)
-    left = [str(path.relative_to(values.data_dir)) for path in values.data_dir.rglob("*") if path.is_file()]
-    assert [name for name in left if "project-7" in name or "projects/7" in name] == []
-    assert len([name for name in left if "project-8" in name or "projects/8" in name]) == 5
+    counts = {name: removed[name] for name in ("artifacts", "outputs", "uploads", "jobs")}
+    assert counts == {"artifacts": 2, "outputs": 1, "uploads": 1, "jobs": 1}
+    data_dir = container.settings.data_dir
+    left = [str(path.relative_to(data_dir)) for path in data_dir.rglob("*") if path.is_file()]
+    assert [name for name in left if "project-7" in name or "projects/7" in name or "/7-" in name] == []
+    assert len([name for name in left if "project-8" in name or "projects/8" in name or "/8-" in name]) == 6
+    assert [job["project"] for job in container.jobs.all()] == [8]
+    assert [container.queue.published(f"stats-{project}") is None for project in (7, 8)] == [True, False]
     rows, _ = container.audit.find(7, 1)
-    assert rows[0]["action"] == "erase"
+    assert (rows[0]["action"], rows[0]["who"]) == ("erase", who)
 
 
-def test_a_project_that_exists_is_refused(settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_nothing_of_it_is_left(settings: Callable[..., Settings], redis_url: str) -> None:
+    container = filled(settings(redis_url=redis_url))
+    check_erased(container, erase(container, 7, "me"), "me")
+
+
+def test_nothing_is_erased_while_a_job_runs(settings: Callable[..., Settings], redis_url: str) -> None:
+    container = filled(settings(redis_url=redis_url))
+    queue = container.queue
+    with queue.guard():
+        job = queue.fetch("init-7")
+        assert job is not None
+        queue.connection.lrem(queue.queues["control"].key, 1, job.id)
+        job.set_status(JobStatus.STARTED)
+        queue.connection.zadd(queue.queues["control"].started_job_registry.key, {f"{job.id}:1": time.time() + 60})
+    with pytest.raises(Conflict, match="still run: init-7"):
+        erase(container, 7, "me")
+    assert queue.is_cancelled("init-7")
+    assert len(container.outputs.of_project(7)) == 1
+    assert container.storage.versions(7)
+
+
+def test_over_http(settings: Callable[..., Settings], redis_url: str) -> None:
     with outside() as studio:
-        values = settings(label_studio_url=studio.url, label_studio_api_key="token")
+        values = settings(redis_url=redis_url, label_studio_url=studio.url, label_studio_api_key="token")
+        room = Room(create_app(values))
+        filled(values)
+        body = b'{"id": 7, "title": "t", "label_config": ""}'
+        studio.answer("/api/projects/7/", 200, body, content_type="application/json")
+        for confirm in (8, 7):
+            room.delete("/api/projects/7/data", 409, json={"confirm": confirm})
+        studio.answer("/api/projects/7/", 404, b"{}", content_type="application/json")
+        room.delete("/api/projects/7/data", 409, json={"confirm": 8})
+        room.delete("/api/projects/7/data", 400, json={})
+        assert room.services.storage.versions(7)
+        removed = room.delete("/api/projects/7/data", json={"confirm": 7})
+        assert removed.pop("project") == 7
+        check_erased(room.services, removed, "control room")
+
+
+def test_a_project_that_exists_is_refused(settings: Callable[..., Settings], redis_url: str) -> None:
+    with outside() as studio:
+        values = settings(redis_url=redis_url, label_studio_url=studio.url, label_studio_api_key="token")
         refused = run(values, studio, 200)
         assert "exists in Label Studio" in refused.stderr + refused.stdout
         assert refused.returncode == 1
         done = run(values, studio, 404)
         assert done.returncode == 0, done.stderr
-        assert "0 rows, 0 artifacts, 0 outputs were removed" in done.stdout
+        assert "0 rows, 0 artifacts, 0 outputs, 0 uploads, 0 jobs were removed" in done.stdout
 
 
 def run(values: Settings, studio: Outside, status: int) -> subprocess.CompletedProcess[str]:

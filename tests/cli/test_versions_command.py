@@ -34,6 +34,9 @@ def test_a_proposed_version_is_accepted_by_using_it(services: WebContainer, tmp_
     used = run("versions", "use", "v1")
     assert (used.exit_code, used.output.strip().endswith(".v1")) == (0, True), used.output
     assert services.registry.versions(7)[0].state == "promoted"
+    (row,), _ = services.audit.find(7, 10)
+    assert (row["action"], row["detail"]) == ("switch_model", "v1")
+    assert row["who"].endswith("scripts/versions.py")
 
 
 def test_a_proposed_version_is_declined_once(services: WebContainer, tmp_path: Path) -> None:
@@ -46,3 +49,5 @@ def test_a_proposed_version_is_declined_once(services: WebContainer, tmp_path: P
     assert again.exit_code == 1
     assert "not proposed" in again.output
     assert "Fix:" in again.output
+    rows, _ = services.audit.find(7, 10)
+    assert [(row["action"], row["detail"]) for row in rows] == [("decline", "v1")]

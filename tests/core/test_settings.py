@@ -145,3 +145,12 @@ def test_secrets_come_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "DATABASE_URL").unlink()
     with pytest.raises(ConfigError, match="The file of DATABASE_URL_FILE cannot be read"):
         Settings(_env_file=None)
+    monkeypatch.delenv("DATABASE_URL_FILE")
+    (tmp_path / "env").write_text(f"REDIS_URL_FILE={tmp_path}/redis\nLABEL_STUDIO_API_KEY=key\n")
+    (tmp_path / "redis").write_text("redis://:secret@queue:6379/0\n")
+    settings = Settings(_env_file=tmp_path / "env")
+    assert settings.redis_url == "redis://:secret@queue:6379/0"
+    assert settings.basic_auth == ("me", "a secret")
+    assert settings.label_studio_api_key.get_secret_value() == "key"
+    monkeypatch.setenv("REDIS_URL", "redis://of-the-environment:6379/0")
+    assert Settings(_env_file=tmp_path / "env").redis_url == "redis://of-the-environment:6379/0"

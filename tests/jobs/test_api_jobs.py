@@ -105,6 +105,35 @@ def upload(asking: Room, project: int, path: Path, name: str = "") -> Any:
     return asking.ask("POST", "/api/upload_video", 202, data=data, content_type="multipart/form-data")["job"]
 
 
+def test_two_hosts(site: Make, tmp_path: Path) -> None:
+    """The web process on one, the worker on the other, each with a folder of its own."""
+    shared = {"artifacts_url": f"file://{tmp_path}/store", "database_url": f"sqlite:///{tmp_path}/shared.sqlite3"}
+    web, other = (site(mode="yolo", data_dir=tmp_path / name, **shared) for name in ("web", "other"))
+    project, asking = web.project(WALK), room(web)
+    with worker_process(other.settings, tmp_path / "log"):
+
+        def done(job: dict[str, Any]) -> dict[str, Any]:
+            wait_for(lambda: asking.get(f"/api/jobs/{job['id']}")["state"] in ("finished", "failed"), what=job["kind"])
+            found = ended(asking, job)
+            assert found["state"] == "finished", found["error"]
+            return found
+
+        task = done(upload(asking, project, make_clip(tmp_path / "clip.mp4")))["result"]["task"]
+        body = {"project": project, "task": task, "source": "base"}
+        rendered = done(asking.post("/api/create_annotated_video", body, 202)["job"])
+        body = {"project": project, "format": "annotations"}
+        exported = done(asking.post("/api/export", body, 202)["job"])
+    for job, begin in ((rendered, b"ftyp"), (exported, b"[")):
+        assert (other.settings.outputs_dir / job["result"]["file"]).is_file()
+        assert not (web.settings.outputs_dir / job["result"]["file"]).exists()
+        assert begin in output(asking, job)[:8]
+    names = [item["name"] for item in asking.get(f"/api/files?project={project}")["files"]]
+    assert set(names) == {rendered["result"]["file"], exported["result"]["file"]}
+    for folder in (web, other):
+        left = folder.settings.uploads_dir
+        assert not left.exists() or not list(left.iterdir())
+
+
 def test_an_upload_becomes_a_task_once(here: Site, work: Work, tmp_path: Path) -> None:
     project, asking = here.project(WALK), room(here)
     clip = make_clip(tmp_path / "거리 <b>.mp4")

@@ -49,6 +49,8 @@ def test_annotations_lead_to_one_training(container: Container) -> None:
     annotate(container, 2, tracks=2)
     assert trainer.request_due() == [1]
     assert trainer.request_due() == [], "it waits already"
+    rows, total = container.audit.find(1, 10)
+    assert ([(row["who"], row["action"]) for row in rows], total) == ([("automatic", "train")], 1)
     assert jobs(container) == ["train-1"]
 
 

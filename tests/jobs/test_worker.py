@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,57 @@ def test_killed_in_the_middle_of_a_video(long_task: tuple[Site, int], tmp_path: 
     assert here.queue.counters()["videos"] == 1
     assert here.queue.counters()["frames"] == 800
     assert len(here.predictions(task)) == 1
+
+
+#: A clock two hours ahead, for a process. Also where threads wait until a time: elapsed time stays what it is.
+AHEAD = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <semaphore.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t clock, struct timespec *at) {
+    int failed = syscall(SYS_clock_gettime, clock, at);
+    if (!failed && clock == CLOCK_REALTIME) at->tv_sec += 7200;
+    return failed;
+}
+int sem_timedwait(sem_t *semaphore, const struct timespec *at) {
+    struct timespec then = {at->tv_sec - 7200, at->tv_nsec};
+    return ((int (*)(sem_t *, const struct timespec *))dlsym(RTLD_NEXT, "sem_timedwait"))(semaphore, &then);
+}
+"""
+
+
+@pytest.fixture
+def clock_ahead(tmp_path: Path) -> Path:
+    """A library that sets the clock of a process two hours ahead."""
+    compiler = shutil.which("cc") if sys.platform == "linux" else None
+    if compiler is None:
+        pytest.skip("there is no C compiler, or no Linux, for a library that changes a process' clock")
+    source, library = tmp_path / "ahead.c", tmp_path / "ahead.so"
+    source.write_text(AHEAD)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+def test_a_worker_whose_clock_is_ahead_is_killed(
+    long_task: tuple[Site, int], clock_ahead: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = long_task
+    with monkeypatch.context() as patch:
+        patch.setenv("LD_PRELOAD", str(clock_ahead))
+        told = subprocess.run(
+            [sys.executable, "-c", "import time; print(time.time())"], capture_output=True, check=True
+        )
+        assert float(told.stdout) > time.time() + 7000
+        with worker_process(here.settings, tmp_path / "first.log") as worker:
+            wait_for(lambda: frames_done(here), what="first progress")
+            worker.kill()
+            worker.wait()
+    log = tmp_path / "second.log"
+    with worker_process(here.settings, log):
+        wait_for(lambda: "pre-annotating" in log.read_text(), 900, "the second worker takes the job over")
 
 
 #: A worker that is killed at the worst moment.

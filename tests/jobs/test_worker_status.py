@@ -24,6 +24,8 @@ def test_status_and_optimize(settings: Callable[..., Settings], redis_url: str) 
     worker, outside = WorkerStatus(queue), WorkerStatus(queue)
     cache = get_model_cache(settings())
     cache.optimize()
+    worker.tick("one", 60)
+    assert outside.disks(["one", "two"])["one"] > 0
     worker.tick("one", 5)
     with cache.use("a", Model, name="a"):
         worker.tick("one", 5)

@@ -52,6 +52,17 @@ def test_status(room: Room) -> None:
     assert found["versions"]["python"]
 
 
+@pytest.mark.parametrize(("needed", "told"), [(1, False), (1 << 60, True)])
+def test_status_tells_of_a_full_disk(room: Room, monkeypatch: pytest.MonkeyPatch, needed: int, told: bool) -> None:
+    monkeypatch.setattr(handlers, "SPARE_BYTES", needed)
+    (disk,) = room.get("/api/status")["disks"]
+    assert (disk["process"], disk["needed_bytes"], bool(disk["error"])) == ("web", needed, told)
+    assert disk["free_bytes"] > 1
+    page = room.client.get("/ui/part/system", headers={"Accept": "text/html", "Sec-Fetch-Site": "same-origin"})
+    assert page.status_code == 200
+    assert ("the disk of DATA_DIR has" in page.text) is told
+
+
 def test_status_tells_what_runs_the_detector(
     make_room: Callable[..., Room], settings: Callable[..., Settings], redis_url: str, tmp_path: Path
 ) -> None:

@@ -23,8 +23,8 @@ def served(settings: Callable[..., Settings], redis_url: str, tmp_path: Path) ->
     """URL and settings of a backend under gunicorn, as the local stack runs it."""
     chosen = settings(redis_url=redis_url, detector="motion")
     port = free_port()
-    command = [sys.executable, "-m", "gunicorn", "ml_backend.wsgi:app", "--bind", f"127.0.0.1:{port}"]
-    command += ["--threads", "16", "--no-control-socket"]
+    command = [sys.executable, "-m", "gunicorn", "--config", "python:ml_backend.server.gunicorn_config"]
+    command += ["--bind", f"127.0.0.1:{port}"]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment(chosen), cwd=tmp_path, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"

@@ -27,6 +27,7 @@ from ml_backend.label_studio.client import LabelStudioClient, basic_auth_header
 from ml_backend.server.access import COOKIE, LIFETIME, MAX_TRIES, TRIES_S
 from ml_backend.server.api.routing import ROUTES
 from ml_backend.server.dashboard import texts
+from ml_backend.server.people import MAX_SESSIONS
 from tests.builders import CONFIG, Outside, environment, outside, send, wait_for
 from tests.conftest import LabelStudio
 from tests.server.control import Room, answer_as_label_studio
@@ -102,6 +103,15 @@ def promote_to(room: Room, name: str, role: str) -> None:
 def actions(room: Room) -> list[tuple[str, str, int | None, str]]:
     rows, _ = room.services.audit.find(None, 100)
     return [(row["who"], row["action"], row["project"], row["detail"]) for row in reversed(rows)]
+
+
+def test_a_person_has_few_sessions_at_once(guarded: Callable[..., Room]) -> None:
+    room = guarded()
+    other = sign_in(room, "other-token")
+    browsers = [sign_in(room, "owner-token") for _ in range(MAX_SESSIONS + 2)]
+    statuses = [browser.get("/api/projects").status_code for browser in browsers]
+    assert statuses == [401] * 2 + [200] * MAX_SESSIONS
+    assert other.get("/api/projects").status_code == 200
 
 
 def test_nobody_gets_in_without_signing_in(guarded: Callable[..., Room]) -> None:
@@ -462,8 +472,8 @@ def test_a_token_is_in_no_log(settings: Callable[..., Any], tmp_path: Path) -> N
         settings(project_tokens=True, redis_url=f"unix://{tmp_path}/none.sock", detector="motion"),
         free_port(),
     )
-    command = [sys.executable, "-m", "gunicorn", "ml_backend.wsgi:app", "--bind", f"127.0.0.1:{port}"]
-    options = ["--access-logfile", "-", "--access-logformat", "%(r)s %(q)s %(s)s", "--no-control-socket"]
+    command = [sys.executable, "-m", "gunicorn", "--config", "python:ml_backend.server.gunicorn_config"]
+    options = ["--bind", f"127.0.0.1:{port}", "--access-logfile", "-", "--access-logformat", "%(r)s %(q)s %(s)s"]
     with (
         (tmp_path / "log").open("wb") as log,
         subprocess.Popen(

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from ml_backend.cli.dev_stack.preflight import ROOT, free_port
 from ml_backend.cli.dev_stack.processes import BackendServer
@@ -95,6 +96,29 @@ def test_what_first_requests_need_is_loaded_before(settings: Callable[..., Setti
     assert set(LATER[:5]) <= set(tops)
     assert not set(NEVER) & set(tops)
     assert len(more) <= MORE, more
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (("-m", "gunicorn", "--config", "python:ml_backend.server.gunicorn_config", "--bind", "127.0.0.1:0"), 3),
+        (("-m", "ml_backend.jobs.worker"), 1),
+        (("scripts/versions.py", "list", "--project", "7"), 1),
+    ],
+)
+def test_the_database_of_a_newer_release_is_refused(
+    settings: Callable[..., Settings], redis_url: str, command: tuple[str, ...], status: int
+) -> None:
+    values = settings(redis_url=redis_url, detector="motion")
+    with Storage(values.database).write() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = 'of 2099'"))
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment(values), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    assert "The database is newer than this release: its schema is of 2099" in done.stderr
+    assert "Install the release that used it last" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_health_does_not_wait_for_weights(settings: Callable[..., Settings], redis_url: str, tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ def list_(project: int, as_json: bool) -> None:
 @fail_clearly
 def use(project: int, version: str) -> None:
     """Switch the project to VERSION, such as v2; `base` is the configured detector."""
-    print(container_in_force().trainings.activate(project, version, f"{getpass.getuser()}, scripts/versions.py"))
+    container = container_in_force()
+    print(container.trainings.activate(project, version, _who()))
+    container.audit.record(_who(), "switch_model", project, version)
 
 
 @main.command()
@@ -74,7 +76,9 @@ def use(project: int, version: str) -> None:
 @fail_clearly
 def decline(project: int, version: str) -> None:
     """Refuse VERSION, which the gate has proposed; to accept it, `use` it."""
-    container_in_force().trainings.decline(project, version, f"{getpass.getuser()}, scripts/versions.py")
+    container = container_in_force()
+    container.trainings.decline(project, version, _who())
+    container.audit.record(_who(), "decline", project, version)
     print(f"{version} was declined.")
 
 
@@ -83,7 +87,14 @@ def decline(project: int, version: str) -> None:
 @fail_clearly
 def rollback(project: int) -> None:
     """Roll back to the previously used version."""
-    print(container_in_force().trainings.rollback(project, f"{getpass.getuser()}, scripts/versions.py"))
+    container = container_in_force()
+    print(container.trainings.rollback(project, _who()))
+    container.audit.record(_who(), "rollback", project)
+
+
+def _who() -> str:
+    """Return under which name what is done here is recorded."""
+    return f"{getpass.getuser()}, scripts/versions.py"
 
 
 def _change(before: Any, after: Any) -> str:

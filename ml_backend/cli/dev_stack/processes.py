@@ -325,10 +325,8 @@ class BackendServer(ManagedProcess):
 
     def command(self) -> Sequence[str]:
         return [
-            *(sys.executable, "-m", "gunicorn", "ml_backend.wsgi:app"),
-            *("--bind", f"127.0.0.1:{self.port}", "--threads", "16", "--graceful-timeout", "5"),
-            # The socket would be created in the home folder.
-            "--no-control-socket",
+            *(sys.executable, "-m", "gunicorn", "--config", "python:ml_backend.server.gunicorn_config"),
+            *("--bind", f"127.0.0.1:{self.port}"),
         ]
 
     def ready(self) -> bool:

@@ -321,7 +321,7 @@ def backend(target: Target) -> Iterator[Finding]:
     try:
         response = httpx.get(url, auth=target.settings.basic_auth, timeout=TIMEOUT, trust_env=False)
     except httpx.HTTPError as error:
-        hint = "Start it: bash scripts/up.sh, or gunicorn ml_backend.wsgi:app; or set --backend-url."
+        hint = "Start it with scripts/up.sh or gunicorn (docs/guides/deployment.md), or set --backend-url."
         raise ConfigError(f"no answer at {url} ({error.__class__.__name__})", hint) from error
     if response.status_code == 401:
         hint = "Set the same BASIC_AUTH_USER and BASIC_AUTH_PASS here as for the backend."

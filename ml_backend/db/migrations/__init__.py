@@ -43,7 +43,8 @@ def upgrade(engine: Engine) -> None:
             _check_known(connection)
         elif current not in REVISIONS:
             raise StorageError(
-                f"The database's schema {current} is not known to this release; it was left unchanged.",
+                f"The database is newer than this release: its schema is {current}, and this release knows those up to "
+                f"{REVISIONS[-1]}. It was left unchanged.",
                 "Install the release that used it last, or set DATABASE_URL or DATA_DIR to another database or folder.",
             )
         if sqlite:

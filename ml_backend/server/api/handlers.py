@@ -7,9 +7,10 @@ import math
 import platform
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from threading import Condition
@@ -20,10 +21,11 @@ from flask import Response, jsonify, render_template, request, send_file
 
 import ml_backend
 from ml_backend.core.errors import BackendError, ConfigError, Conflict, QueueUnavailable, WeightsError
+from ml_backend.core.files import SPARE_BYTES, free_bytes
 from ml_backend.core.outputs import Output, OutputFacts, project_of
 from ml_backend.jobs.api_queue import agreement_name, data_url, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
-from ml_backend.jobs.queue import TRACKER_NOTE
+from ml_backend.jobs.queue import TRACKER_NOTE, clip_job, frames_job
 from ml_backend.jobs.services import reviews
 from ml_backend.jobs.services.connections import connect_project
 from ml_backend.jobs.worker_status import differing_settings
@@ -35,6 +37,7 @@ from ml_backend.server.api.docs_page import docs_context
 from ml_backend.server.api.routing import document, route
 from ml_backend.server.problems import Unknown
 from ml_backend.server.protocol import services
+from ml_backend.server.slow_clients import release_when_sent
 
 if TYPE_CHECKING:
     from ml_backend.jobs.services.reviews import VideoTracks
@@ -66,8 +69,8 @@ _MEDIA_TYPES = {".mp4": "video/mp4", ".zip": "application/zip", ".json": "applic
 def status(query: requests.OfAnyProject) -> responses.Status:
     """Get the status.
 
-    Models in use, workers, queues, and whether Redis and the database are reachable. Label Studio is not queried. With
-    a project, its models. At most a second old.
+    Models in use, workers, queues, free disk space, and whether Redis and the database are reachable. Label Studio is
+    not queried. With a project, its models. At most a second old.
     """
     container = services()
     state = system_state(container)
@@ -79,6 +82,7 @@ def status(query: requests.OfAnyProject) -> responses.Status:
         "versions": {"python": platform.python_version(), **{name: _package_version(name) for name in _PACKAGES}},
         "redis": state["redis"],
         "database": state["database"],
+        "disks": state["disks"],
         "workers": state["workers"],
         "queues": state["queues"],
     }
@@ -94,6 +98,9 @@ def all_jobs(container: WebContainer) -> list[Any]:
 def system_state(container: WebContainer) -> dict[str, Any]:
     """Return workers, queues, and whether Redis and the database are up. The dict is cached: do not modify it."""
     state: dict[str, Any] = {"redis": {"up": True, "error": ""}, "database": {"up": True, "error": ""}}
+    free: dict[str, int] = {}
+    with suppress(OSError):  # a disk that does not answer makes its presence felt elsewhere
+        free["web"] = free_bytes(container.settings.data_dir)
     try:
         memory = container.worker_status.status()
         state["queues"] = container.queue.depths()
@@ -102,6 +109,7 @@ def system_state(container: WebContainer) -> dict[str, Any]:
             for w in container.queue.workers()
         ]
         names = [worker["name"] for worker in state["workers"]]
+        free |= container.worker_status.disks(names)
         state["notes"] = differing_settings(
             version_settings(container.settings), container.worker_status.version_settings(names)
         )
@@ -113,7 +121,15 @@ def system_state(container: WebContainer) -> dict[str, Any]:
         container.storage.ping()
     except BackendError as error:
         state["database"] = {"up": False, "error": str(error)}
+    state["disks"] = [_disk(process, count) for process, count in free.items()]
     return state
+
+
+def _disk(process: str, free: int) -> responses.Disk:
+    error = ""
+    if free < SPARE_BYTES:
+        error = f"{process}: the disk of DATA_DIR has {free >> 20} MB free, less than {SPARE_BYTES >> 20}. Free space."
+    return {"process": process, "free_bytes": free, "needed_bytes": SPARE_BYTES, "error": error}
 
 
 def _models(container: WebContainer, project: int | None, state: Mapping[str, Any]) -> responses.Models:
@@ -556,7 +572,23 @@ def download(filename: requests.FileName) -> Response:
 
 
 def _send_file(path: Path) -> Response:
-    """Send a generated file, or the range of it that is asked for."""
+    """Send a generated file, or the range of it that is asked for.
+
+    Raises:
+        Busy: too many files are being sent.
+    """
+    slots = services().downloads
+    slots.take()
+    try:
+        response = _file_response(path)
+    except BaseException:
+        slots.release()
+        raise
+    release_when_sent(response, slots)
+    return response
+
+
+def _file_response(path: Path) -> Response:
     try:
         response = send_file(
             path,
@@ -630,8 +662,8 @@ def moment_clip(query: requests.OfProject, moment_id: requests.MomentId) -> Resp
         raise Unknown("There is no such moment.", "Fetch the queue again: its task has changed.")
     sha256 = row["clip"]
     if not sha256:
-        job_id = container.queue.request_clip(query.project, moment_id)
-        ended, sha256 = container.queue.wait_for_result(job_id, CLIP_WAIT_S)
+        request_clip = partial(container.queue.request_clip, query.project, moment_id)
+        ended, sha256 = container.pending_jobs.wait_for(person(), clip_job(moment_id), request_clip, CLIP_WAIT_S)
         if not ended:
             raise QueueUnavailable("The clip is still being rendered.", "Ask again in a few seconds.")
     try:
@@ -729,7 +761,8 @@ def frame(query: requests.ShowFrame) -> Response:
         videos = _task_tracks(container, query.project, query.task, state)
         if not any(video.key == query.key and query.frame <= video.frames_count for video in videos):
             raise Unknown("The task has no such frame.", "Reload the page.") from None
-        ended, _ = container.queue.wait_for_result(container.queue.request_frames(*place), CLIP_WAIT_S)
+        request_frames = partial(container.queue.request_frames, *place)
+        ended, _ = container.pending_jobs.wait_for(person(), frames_job(*place[1:]), request_frames, CLIP_WAIT_S)
         if not ended:
             raise QueueUnavailable("The frame is still being rendered.", "Ask again in a few seconds.") from None
         archive = _frames(container, *place)
@@ -949,6 +982,24 @@ def _person(row: Mapping[str, Any]) -> responses.Person:
     facts: Any = dict(row)
     facts["signed_in_at"] = row["signed_in_at"].isoformat() if row["signed_in_at"] else None
     return facts  # type: ignore[no-any-return]
+
+
+@route("DELETE", "/projects/<number>/data", "Access", role="admin", errors=(409, 502), audited=False)
+def erase(number: requests.ProjectNumber, body: requests.EraseProject) -> responses.Erased:
+    """Erase what was made of a project.
+
+    Predictions, patterns, versions, exports, rendered videos, uploads and jobs, as scripts/erase_project.py does on the
+    host of this process. The project must have been deleted in Label Studio. If its jobs still run, they are asked to
+    stop, and 409 is returned: ask again. The record of who did what stays.
+    """
+    from ml_backend.jobs.services import erasure  # which imports what a start does not need
+
+    container, project = services(), int(number)
+    if body.confirm != project:
+        raise Conflict(f"The data of project {project} is not erased.", f'Send {{"confirm": {project}}}.')
+    erasure.check_deleted(container, project)
+    removed: Any = erasure.erase(container, project, person().name)
+    return {"project": project} | removed  # type: ignore[no-any-return]
 
 
 @route("GET", "/audit", "Access", role="admin")

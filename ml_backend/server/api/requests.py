@@ -66,6 +66,8 @@ LabelName = Annotated[
     str,
     Field(min_length=1, max_length=255, pattern=_NO_NUL, description="Name of a label.", examples=["person"]),
 ]
+#: A project in an address.
+ProjectNumber = Annotated[str, Field(pattern="^[1-9][0-9]{0,8}$", description="Number of a project.", examples=["1"])]
 JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,200}$", description="Id of a job.", examples=["train-1"])]
 #: Name of a file in the outputs folder.
 FileName = Annotated[
@@ -105,6 +107,12 @@ class OfProject(RequestModel):
     """Names a project."""
 
     project: ProjectId
+
+
+class EraseProject(RequestModel):
+    """Confirms that a project's data is erased."""
+
+    confirm: Annotated[int, Field(description="The number of the project once more.", examples=[1])]
 
 
 class OfAnyProject(RequestModel):

@@ -111,6 +111,15 @@ class Part(Answer):
     error: str
 
 
+class Disk(Answer):
+    """The disk of DATA_DIR of the web process or of a worker."""
+
+    process: Annotated[str, Field(description="Name of the worker; `web` for the process that answers.")]
+    free_bytes: int
+    needed_bytes: Annotated[int, Field(description="With less, uploads and exports are refused, then all else fails.")]
+    error: Annotated[str, Field(description="What to do where too little is free; else empty.")]
+
+
 class Worker(Answer):
     """A worker process."""
 
@@ -149,6 +158,7 @@ class Status(Answer):
     version: str
     redis: Part
     database: Part
+    disks: list[Disk]
     label_studio: Annotated[str, Field(description="Its URL; it is not queried.")]
     models: Models
     settings: dict[str, Any]
@@ -512,6 +522,17 @@ class Agreements(Answer):
     measured_at: Annotated[Iso | None, Field(description="null until the job has finished.")]
     pairs: list[PairAgreement]
     job: Annotated[Job | None, Field(description="Measures; null once it has finished.")]
+
+
+class Erased(Answer):
+    """What was erased of a project."""
+
+    project: int
+    rows: Annotated[int, Field(description="Of the database.")]
+    artifacts: Annotated[int, Field(description="Trained weights, clips and frames.")]
+    outputs: Annotated[int, Field(description="Exports and rendered videos.")]
+    uploads: int
+    jobs: int
 
 
 class Person(Answer):

@@ -29,7 +29,7 @@ blueprint = Blueprint("control", __name__, url_prefix="/api", template_folder="t
 #: Maximum bytes of a JSON body; ten thousand task ids are 120 kB.
 MAX_JSON = 1 << 20
 #: Error statuses of every route, and of those that are not GET.
-_COMMON_ERRORS = {400, 401, 421, 429, 503, 507}
+_COMMON_ERRORS = {400, 401, 408, 421, 429, 503, 507}
 _WRITE_ERRORS = {403, 413, 415, 422}
 #: Error statuses of routes that ask Label Studio for the project that they are given.
 _PROJECT_ERRORS = {404, 502}

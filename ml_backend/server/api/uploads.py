@@ -14,7 +14,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
 from ml_backend.core.errors import BackendError, StorageError
-from ml_backend.core.files import VIDEO_SUFFIXES, file_sha256
+from ml_backend.core.files import SPARE_BYTES, VIDEO_SUFFIXES, file_sha256, free_bytes
 from ml_backend.core.outputs import GB, UPLOAD_PREFIX
 from ml_backend.server.access import person, record
 from ml_backend.server.api import requests, responses
@@ -29,8 +29,6 @@ MAX_NAME_BYTES = 150
 MAX_FILES = 50
 #: Maximum bytes of form fields, and their number. Werkzeug reads 64 kB at once.
 _FIELD_BYTES, _FIELDS = 200_000, 10
-#: Bytes to leave free on the disk.
-_RESERVED = 512 << 20
 _HINT = "Send the fields 'project' and 'file'."
 
 
@@ -77,7 +75,7 @@ def _upload(max_files: int) -> list[Upload]:
     try:
         folder.mkdir(parents=True)
         size = min(request.content_length or 0, limit)  # larger files are rejected below
-        if size + _RESERVED > shutil.disk_usage(folder).free:
+        if size + SPARE_BYTES > free_bytes(folder):
             raise StorageError(f"There is no room for {size / 1e9:.1f} GB.", "Free some disk space.")
         caller = person()
         caller.require("annotator")  # before the body is read

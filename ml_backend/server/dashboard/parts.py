@@ -463,7 +463,9 @@ def change_digests(project: int | None) -> dict[str, str]:
     models = [
         (item["name"], [m["name"] for m in (item["memory"] or {}).get("models", ())]) for item in state["workers"]
     ]
-    values: dict[str, Any] = {"jobs": jobs, "status": [state["redis"], state["database"], state["queues"], models]}
+    full = [disk["process"] for disk in state["disks"] if disk["error"]]
+    values: dict[str, Any] = {"jobs": jobs, "status": [state[name] for name in ("redis", "database", "queues")]}
+    values["status"] += [models, full]
     values["states"] = [(item["id"], item["state"], item["ended_at"]) for item in jobs]
     for item in jobs:  # by kind only their start, end and expiry, not their progress
         values.setdefault(item["kind"], []).append((item["id"], item["ended_at"]))
