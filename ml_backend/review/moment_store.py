@@ -67,6 +67,12 @@ class MomentStore:
             connection.execute(sa.delete(repairs).where(own))
         return self.replace_task(project_id, task_id, [])
 
+    def projects(self) -> list[int]:
+        """Return the projects that have moments or decisions."""
+        query = sa.union(sa.select(moments.c.project_id), sa.select(repairs.c.project_id)).order_by("project_id")
+        with self._storage.read() as connection:
+            return list(connection.scalars(query))
+
     def tasks(self, project_id: int) -> set[int]:
         """Return the tasks that have moments or decisions."""
         with self._storage.read() as connection:
