@@ -114,22 +114,21 @@ def _moments(
     Args:
         people: who annotated the task, each with their annotation.
     """
-    from ml_backend.review.moments import find_moments
+    from ml_backend.review.moments import find_moments, sound_evidence
     from ml_backend.review.reading import open_for_review
     from ml_backend.review.region_repairs import repair_to_json
-    from ml_backend.review.video import Evidence
 
     key = video_key(canonical_uri(video.uri, container.settings.label_studio_url))
     crops = container.projects.patterns.crop_embeddings(key).get(embedder.model_id) if embedder else []
     logged = logged_detections(container.artifacts, project_id, key)
     with open_for_review(video, None, stored=crops, logged=logged) as task:
         labels = {track.track_id: track.label for track in task.video.tracks}
-        views = Evidence(task.video).views if crops else {}
-        for moment in find_moments(task.video):
+        evidence = sound_evidence(task.video)
+        for moment in find_moments(task.video, evidence):
             ids = [task.region_ids[track] for track in moment.tracks]
             repair = repair_to_json(moment.repair, task.region_ids, task.video, video.control)
             embedding = None
-            if embedder and moment.tracks and (view := views.get(moment.tracks[0])):
+            if embedder and moment.tracks and (view := evidence.views.get(moment.tracks[0])):
                 embedding = embedding_of(embedder.model_id, view.looks.vectors.mean(axis=0))
             label = (labels[moment.tracks[0]] if moment.tracks else repair["label"]) or ""
             yield {

@@ -372,7 +372,9 @@ class ShowConsensus(OfProject):
 class WriteConsensus(ShowConsensus):
     """A consensus to submit."""
 
-    key: Annotated[str, Field(pattern="^[0-9a-f]{16}$", description="Of the consensus, as it was read.")]
+    key: Annotated[
+        str, Field(pattern="^[0-9a-f]{16}$", description="Of the consensus, as it was read.", examples=["0" * 16])
+    ]
     by: PersonName | None = None
 
 
