@@ -144,6 +144,7 @@ def answer_by_keys(url: str, moments: int, clips: str) -> dict[str, Any]:
             page.goto(f"{url}&page-moments={moments + 10 * (number + 1)}")
             page.wait_for_function(plays, arg="")
             times["uncached"].append(time.perf_counter() - started)
+            click.echo(f"uncached: {times['uncached'][-1]:.1f} s", err=True)
         page.goto(url)
         page.wait_for_function(plays, arg="")
         begun = time.perf_counter()
@@ -201,11 +202,13 @@ def main(tasks: int, tracks: int, moments: int, weights: Path, with_profile: boo
                     log.close(("person",))
                 if embedder:
                     container.projects.patterns.crop_embeddings(key).add(embedder.model_id, make_crops(rng, people))
+            click.echo(f"{tasks} tasks are made.", err=True)
             started = time.perf_counter()
             container.queue.request_review(project, numbers)
             wait_for("the moments", lambda: not container.storage.pending("review", project), stack)
             seconds = time.perf_counter() - started
             results["background"] = {"seconds": round(seconds, 1), "seconds_a_task": round(seconds / tasks, 2)}
+            click.echo(f"background: {results['background']}", err=True)
             api = f"{stack.backend.url}/api/review?project={project}"
             results["moments"] = httpx.get(api, timeout=60).json()["total"]
             page = f"{stack.backend.url}/?project={project}&step=repair"
