@@ -94,6 +94,26 @@ def submissions(
     return [Submission(_result(newest), {}, "", True, score, model_version=version, prediction_id=number)]
 
 
+def by_person(task: RawTask, made_here: Mapping[int, int]) -> dict[str, Submission]:
+    """Return the annotation of each person who annotated a task, their ground truth or latest, the latest person last.
+
+    Args:
+        made_here: annotations that the backend made, and which of a person each is a repaired version of, for whom it
+            counts; 0: nobody's.
+    """
+    submitted = submissions(task, all_annotators=True)
+    annotators = {item.annotation_id: item.annotator for item in submitted}
+    found: dict[str, Submission] = {}
+    for item in submitted:
+        number = item.annotation_id
+        while number in made_here:
+            number = made_here[number]
+        if number in annotators:  # else it is nobody's, or the person's own was deleted
+            found.pop(annotators[number], None)
+            found[annotators[number]] = item
+    return found
+
+
 def _rank(annotation: Mapping[str, Any]) -> tuple[bool, str, int]:
     updated_at = str(annotation.get("updated_at") or annotation.get("created_at") or "")
     return bool(annotation.get("ground_truth")), updated_at, _id(annotation)

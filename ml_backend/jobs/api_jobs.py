@@ -5,14 +5,11 @@ Files appear under unique names when they are complete; a job that is retried ma
 
 from __future__ import annotations
 
-import functools
 import logging
-import operator
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,14 +24,12 @@ from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.job_context import JobContext, api_job
 
 if TYPE_CHECKING:
-    from ml_backend.review.agreement import Agreement
+    from ml_backend.datasets.task_files import RawTask
 
 log = logging.getLogger(__name__)
 
 #: Name of a file or folder, not a path.
 PlainName = Annotated[str, StringConstraints(pattern=r"^[^/\x00]*[^./\x00][^/\x00]*$")]
-#: Name of the model among the people of an agreement, and most disputes of two people that are listed.
-MODEL, MAX_DISPUTES = "model", 200
 #: Most tracks of a similarity search that come with a thumbnail.
 MAX_THUMBNAILS = 200
 
@@ -184,44 +179,17 @@ def find_similar(context: JobContext, project_id: int, label: str, limit: int, s
 @api_job
 def measure_agreement(context: JobContext, project_id: int, model: bool) -> dict[str, Any]:
     """Measure how people agree who annotated the same tasks; with ``model``, the newest prediction counts as one."""
-    from itertools import combinations
+    from ml_backend.jobs.agreement import measure
+    from ml_backend.label_studio.label_config import parse_label_config
 
-    from ml_backend.review.agreement import Agreement, compare
+    container, report = context.container, context.step("counting")
+    controls = parse_label_config(context.label_config(project_id)).video_controls
 
-    report = context.step("counting")
-    by_video: dict[tuple[int, str], dict[str, list[Any]]] = {}
-    readers = [context.reader(project_id, all_annotators=True)]
-    readers += [context.reader(project_id, predictions="only")] if model else []
-    for reader in readers:
-        for number, video in enumerate(reader.task_videos()):
+    def tasks() -> Iterator[RawTask]:
+        for number, task in enumerate(container.client.list_full_tasks(project_id)):
             report(number, 0)
-            # Of several annotations of one person the latest counts, which comes last.
-            author = MODEL if video.submission.is_prediction else video.submission.annotator
-            by_video.setdefault((video.task_id, video.control.to_name), {})[author] = video.regions
-    pairs: dict[tuple[str, str], dict[int, Agreement]] = {}
-    for (task_id, _), people in by_video.items():
-        for a, b in combinations(sorted(people), 2):
-            tasks = pairs.setdefault((a, b), {})
-            tasks[task_id] = tasks.get(task_id, Agreement()) + compare(people[a], people[b])
-    facts = {"model": model, "pairs": [_pair_facts(a, b, tasks) for (a, b), tasks in sorted(pairs.items())]}
-    context.container.queue.publish(agreement_name(project_id, model), facts)
-    return {"pairs": len(pairs)}
+            yield task
 
-
-def _pair_facts(a: str, b: str, tasks: Mapping[int, Agreement]) -> dict[str, Any]:
-    total = functools.reduce(operator.add, tasks.values())
-    disputes = [
-        {"task": task_id, **asdict(item)} for task_id, found in sorted(tasks.items()) for item in found.disputes
-    ]
-    return {
-        "a": a,
-        "b": b,
-        "tasks": len(tasks),
-        **total.scores(),
-        "kappa": total.kappa,
-        "matched": len(total.labels),
-        "only_a": total.only_a,
-        "only_b": total.only_b,
-        "labels": total.by_label,
-        "disputes": disputes[:MAX_DISPUTES],
-    }
+    facts = measure(container.storage, project_id, tasks(), controls, model=model)
+    container.queue.publish(agreement_name(project_id, model), facts)
+    return {"pairs": len(facts["pairs"])}

@@ -7,7 +7,11 @@ predictions and annotations have not changed costs no request of its own.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from ml_backend.label_studio.client import NotFound
+from ml_backend.label_studio.listing import TASKS_AT_ONCE
 
 if TYPE_CHECKING:
     from ml_backend.jobs.container import Container
@@ -16,14 +20,17 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two checks of the projects' numbers, and of all projects whatever their numbers.
 CHECK_S, CHECK_ALL_S = 60, 1800
-_SEEN = "video:reconciled"
+_SEEN, _COUNTED = "video:reconciled", "video:reconciled:moments"
 
 
 def reconcile(container: Container) -> list[int]:
     """Request missing predictions and unread annotations of the projects that are connected to this backend.
 
+    Tasks that were deleted, also with their whole project, lose their suspicious moments: each is looked at again,
+    which forgets it if Label Studio says that it is gone.
+
     Returns:
-        The projects that were checked; empty if another process has done so within ``CHECK_S``.
+        The connected projects that were checked; empty if another process has done so within ``CHECK_S``.
 
     Raises:
         LabelStudioError: Label Studio does not answer, or rejects the token.
@@ -33,11 +40,11 @@ def reconcile(container: Container) -> list[int]:
         return []
     with container.queue.guard():
         if container.training_queue.acquire_turn("reconcile-all", CHECK_ALL_S):
-            container.queue.connection.delete(_SEEN)
+            container.queue.connection.delete(_SEEN, _COUNTED)
         seen = {int(key): value.decode() for key, value in container.queue.connection.hgetall(_SEEN).items()}  # type: ignore[union-attr]
     checked = []
-    for project in container.lister.projects():
-        project_id = int(project["id"])
+    listed = {int(project["id"]): project for project in container.lister.projects()}
+    for project_id, project in listed.items():
         numbers = " ".join(str(project[name]) for name in ("tasks", "predicted", "annotated", "annotations"))
         if not project["connected"] or project["config_problem"] or seen.get(project_id) == numbers:
             continue
@@ -48,6 +55,35 @@ def reconcile(container: Container) -> list[int]:
         with container.queue.guard():
             container.queue.connection.hset(_SEEN, str(project_id), numbers)
         checked.append(project_id)
+    _check_moments(container, {number: str(project["tasks"]) for number, project in listed.items()})
     if checked:
         log.debug("Checked projects %s for what nobody told us.", checked)
     return checked
+
+
+def _check_moments(container: Container, numbers: Mapping[int, str]) -> None:
+    """Request that tasks with moments which do not exist any more are looked at.
+
+    Args:
+        numbers: how many tasks the listed projects have; projects are checked when that changes.
+    """
+    from ml_backend.review.moment_store import MomentStore
+
+    store = MomentStore(container.storage)
+    with container.queue.guard():
+        seen = {int(key): value.decode() for key, value in container.queue.connection.hgetall(_COUNTED).items()}  # type: ignore[union-attr]
+    for project_id in store.projects():
+        number = numbers.get(project_id, "")  # that of a deleted project, or of one beyond the end of the list
+        if seen.get(project_id) == number:
+            continue
+        tasks = sorted(store.tasks(project_id))
+        missing: list[int] = []
+        try:
+            for start in range(0, len(tasks), TASKS_AT_ONCE):
+                missing += container.client.missing_tasks(project_id, tasks[start : start + TASKS_AT_ONCE])
+        except NotFound:
+            missing = tasks
+        if missing:
+            container.queue.request_review(project_id, missing)
+        with container.queue.guard():
+            container.queue.connection.hset(_COUNTED, str(project_id), number)

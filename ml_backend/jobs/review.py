@@ -21,10 +21,11 @@ from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.labeling.few_shot.pattern_store import video_key
 from ml_backend.review.moment_store import MomentStore, Row, embedding_of
-from ml_backend.review.repair_json import FRAMES_AT_ONCE, clip_name, digest, frames_key, frames_name
+from ml_backend.review.repair_json import FRAMES_AT_ONCE, RepairJson, clip_name, digest, frames_key, frames_name
 
 if TYPE_CHECKING:
     from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo
+    from ml_backend.datasets.selection import Submission
     from ml_backend.embeddings.hub import ResolvedModel
     from ml_backend.label_studio.label_config import LabelConfig
     from ml_backend.label_studio.regions import Region
@@ -76,6 +77,8 @@ def _note_all(container: Container, project_id: int) -> None:
 
 
 def _review_task(container: Container, project_id: int, task_id: int) -> None:
+    from ml_backend.datasets.selection import by_person
+
     store = MomentStore(container.storage)
     try:
         config = cached_label_config(container.client.get_project(project_id).label_config)
@@ -84,8 +87,11 @@ def _review_task(container: Container, project_id: int, task_id: int) -> None:
         unused = store.forget_task(project_id, task_id)
     else:
         embedder = container.projects.models(project_id).classifier.embedder
+        people = by_person(task, store.made_here(project_id)) if len(task["annotations"]) > 1 else {}
         reader = _reader(container, project_id, task, config)
-        found = [row for video in reader.task_videos() for row in _moments(container, project_id, video, embedder)]
+        found = [
+            row for video in reader.task_videos() for row in _moments(container, project_id, video, embedder, people)
+        ]
         unused = store.replace_task(project_id, task_id, found)
         log.info("Task %s has %d suspicious moments.", task_id, len(found))
     for moment_id, sha256 in unused.items():
@@ -96,45 +102,42 @@ def _reader(container: Container, project_id: int, task: dict[str, Any], config:
     return AnnotationReader.of_task(task, container.media.opener(project_id), config, "missing")
 
 
-def _moments(container: Container, project_id: int, video: TaskVideo, embedder: ResolvedModel | None) -> Iterator[Row]:
-    """Yield the moments of a video as rows of the store."""
-    from ml_backend.review.moments import find_moments
+def _moments(
+    container: Container,
+    project_id: int,
+    video: TaskVideo,
+    embedder: ResolvedModel | None,
+    people: Mapping[str, Submission],
+) -> Iterator[Row]:
+    """Yield the moments of a video as rows of the store.
+
+    Args:
+        people: who annotated the task, each with their annotation.
+    """
+    from ml_backend.review.moments import find_moments, sound_evidence
     from ml_backend.review.reading import open_for_review
-    from ml_backend.review.region_repairs import region_digest, repair_to_json
-    from ml_backend.review.video import Evidence
+    from ml_backend.review.region_repairs import repair_to_json
 
     key = video_key(canonical_uri(video.uri, container.settings.label_studio_url))
     crops = container.projects.patterns.crop_embeddings(key).get(embedder.model_id) if embedder else []
     logged = logged_detections(container.artifacts, project_id, key)
-    regions = {str(region.get("id", "")): region for region in video.regions}
     with open_for_review(video, None, stored=crops, logged=logged) as task:
         labels = {track.track_id: track.label for track in task.video.tracks}
-        views = Evidence(task.video).views if crops else {}
-        for moment in find_moments(task.video):
+        evidence = sound_evidence(task.video)
+        for moment in find_moments(task.video, evidence):
             ids = [task.region_ids[track] for track in moment.tracks]
-            digests = {name: region_digest(dict(regions[name])) for name in ids}
-            sequences = [regions[name]["value"]["sequence"] for name in ids]
             repair = repair_to_json(moment.repair, task.region_ids, task.video, video.control)
-            label = (labels[moment.tracks[0]] if moment.tracks else repair["label"]) or ""
             embedding = None
-            if embedder and moment.tracks and (view := views.get(moment.tracks[0])):
+            if embedder and moment.tracks and (view := evidence.views.get(moment.tracks[0])):
                 embedding = embedding_of(embedder.model_id, view.looks.vectors.mean(axis=0))
-            same = [video.task_id, moment.kind, moment.first, moment.last, sequences]
+            label = (labels[moment.tracks[0]] if moment.tracks else repair["label"]) or ""
             yield {
-                "id": digest(*same, label if moment.kind == "label" else ""),
-                "video": video.control.to_name,
-                "annotation_id": video.submission.annotation_id or 0,
-                "author": video.submission.author[:255],
-                "kind": moment.kind,
-                "label": label[:255],
-                "first": moment.first + 1,
-                "last": moment.last + 1,
+                **_row(video, moment.kind, moment.first + 1, moment.last + 1, label, ids, repair),
                 "shown": moment.shown + 1,
                 "time": moment.shown / task.video.fps,
                 "score": moment.score,
                 "gain": moment.gain,
                 "reason": moment.reason,
-                "repair": repair,
                 "signature": digest(
                     moment.kind,
                     sorted(labels[track] or "" for track in moment.tracks),
@@ -142,8 +145,58 @@ def _moments(container: Container, project_id: int, video: TaskVideo, embedder: 
                     repair.get("label"),
                 ),
                 "embedding": embedding,
-                "regions": digests,
             }
+        yield from _disputed(container, video, task.video.fps, people)
+
+
+def _disputed(container: Container, video: TaskVideo, fps: float, people: Mapping[str, Submission]) -> Iterator[Row]:
+    """Yield the tracks in which the annotation that counts differs from those of other people, as rows of the store."""
+    from ml_backend.datasets.annotated_video import belongs_to
+    from ml_backend.review.consensus import find_disputed
+
+    if len(people) < 2:
+        return
+    counts = video.submission.annotation_id
+    author = next((name for name, item in people.items() if item.annotation_id == counts), None)
+    regions = {
+        name: [region for region in item.result if belongs_to(region, video.control)] for name, item in people.items()
+    }
+    for item in find_disputed(regions, video.regions, author, container.settings.keyframe_iou):
+        ids = [str(item.region.get("id", ""))] if item.region else []
+        shown = (item.first + item.last) // 2
+        yield {
+            **_row(video, "disputed", item.first, item.last, item.label, ids, item.repair),
+            "shown": shown,
+            "time": (shown - 1) / fps,
+            "score": item.score,
+            "gain": item.score * item.boxes,
+            "reason": item.reason,
+            "signature": digest("disputed", sorted(item.sides.items()), item.repair["do"], item.repair.get("label")),
+            "embedding": None,
+        }
+
+
+def _row(
+    video: TaskVideo, kind: str, first: int, last: int, label: str, region_ids: Sequence[str], repair: RepairJson
+) -> Row:
+    """Return what a row of the store says of a moment's place and repair, and its id."""
+    from ml_backend.review.region_repairs import region_digest
+
+    regions = {str(region.get("id", "")): region for region in video.regions}
+    sequences = [regions[name]["value"]["sequence"] for name in region_ids] or [repair["added"]["value"]["sequence"]]
+    said = label if kind == "label" else [label, repair.get("label")] if kind == "disputed" else ""
+    return {
+        "id": digest(video.task_id, kind, first - 1, last - 1, sequences, said),
+        "video": video.control.to_name,
+        "annotation_id": video.submission.annotation_id or 0,
+        "author": video.submission.author[:255],
+        "kind": kind,
+        "label": label[:255],
+        "first": first,
+        "last": last,
+        "repair": repair,
+        "regions": {name: region_digest(dict(regions[name])) for name in region_ids},
+    }
 
 
 @job

@@ -35,7 +35,7 @@ _MAX_PROJECTS = 2000
 #: Projects that are remembered to exist.
 _PROJECTS_FOUND = 100
 #: Tasks that are looked up by one request, whose address contains their ids.
-_TASKS_AT_ONCE = 500
+TASKS_AT_ONCE = 500
 
 
 class ProjectLister:
@@ -166,8 +166,8 @@ class ProjectLister:
         token = self._token()
         self._project(token, project_id)
         ids = sorted(set(task_ids))
-        for start in range(0, len(ids), _TASKS_AT_ONCE):
-            if missing := self._client(token).missing_tasks(project_id, ids[start : start + _TASKS_AT_ONCE]):
+        for start in range(0, len(ids), TASKS_AT_ONCE):
+            if missing := self._client(token).missing_tasks(project_id, ids[start : start + TASKS_AT_ONCE]):
                 raise NotFound(f"Task {missing[0]} is not in project {project_id}.", "Look up its id in Label Studio.")
 
     def tasks(self, project_id: int, page: int, size: int) -> tuple[list[dict[str, Any]], int]:

@@ -98,10 +98,10 @@ class Agreement:
 
 def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Agreement:
     """Compare two people's ``videorectangle`` results of one video. Malformed regions are left out."""
-    frames = _frames([*a, *b])
-    one, two = _tracks(a, frames), _tracks(b, frames)
-    overlap = np.array([[_overlap(left, right) for right in two] for left in one]).reshape(len(one), len(two))
-    pairs = _best_pairs(overlap)
+    frames = compared_frames([*a, *b])
+    one, two = sampled_tracks(a, frames), sampled_tracks(b, frames)
+    overlap = np.array([[track_overlap(left, right) for right in two] for left in one]).reshape(len(one), len(two))
+    pairs = best_pairs(overlap)
     matched_a, matched_b = {i for i, _ in pairs}, {j for _, j in pairs}
     labels = tuple((one[i].label, two[j].label) for i, j in pairs)
     disputes = [replace(one[i].dispute(), b=two[j].label) for i, j in pairs if one[i].label != two[j].label]
@@ -111,12 +111,20 @@ def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> A
 
 
 @dataclass(frozen=True, slots=True)
-class _Track:
-    """One person's track: ``frames`` ``(n,)`` from 1, ``xyxy`` ``(n, 4)`` in percent."""
+class SampledTrack:
+    """One person's track on the frames that are compared.
+
+    Attributes:
+        label: empty without one.
+        frames: ``(n,)`` from 1, on which it is visible; never empty.
+        xyxy: ``(n, 4)`` in percent.
+        region: that it is in Label Studio.
+    """
 
     label: str
-    frames: IntArray
-    xyxy: Float64Array
+    frames: IntArray = field(repr=False)
+    xyxy: Float64Array = field(repr=False)
+    region: Mapping[str, Any] = field(repr=False)
 
     @property
     def first(self) -> int:
@@ -130,8 +138,8 @@ class _Track:
         return Dispute(self.first, self.last, self.label, None)
 
 
-def _frames(regions: Sequence[Mapping[str, Any]]) -> IntArray:
-    """Return the frames that are compared."""
+def compared_frames(regions: Sequence[Mapping[str, Any]]) -> IntArray:
+    """Return the frames of a video ``(n,)`` from 1 on which its regions are compared, :data:`MAX_FRAMES` at most."""
     last = 0
     for region in regions:
         try:
@@ -141,7 +149,8 @@ def _frames(regions: Sequence[Mapping[str, Any]]) -> IntArray:
     return np.arange(1, last + 1, max(1, -(-last // MAX_FRAMES)))
 
 
-def _tracks(regions: Sequence[Mapping[str, Any]], frames: IntArray) -> list[_Track]:
+def sampled_tracks(regions: Sequence[Mapping[str, Any]], frames: IntArray) -> list[SampledTrack]:
+    """Return the tracks that are visible on some of the frames; malformed regions are left out."""
     tracks = []
     for region in regions:
         try:
@@ -150,11 +159,11 @@ def _tracks(regions: Sequence[Mapping[str, Any]], frames: IntArray) -> list[_Tra
         except MALFORMED:
             continue
         if visible.any():
-            tracks.append(_Track(str(labels[0]), frames[visible], xyxy[visible]))
+            tracks.append(SampledTrack(str(labels[0]), frames[visible], xyxy[visible], region))
     return tracks
 
 
-def _rows(tracks: Sequence[_Track]) -> Rows:
+def _rows(tracks: Sequence[SampledTrack]) -> Rows:
     rows = [
         np.column_stack([item.frames, np.full(len(item.frames), number), item.xyxy])
         for number, item in enumerate(tracks)
@@ -162,7 +171,7 @@ def _rows(tracks: Sequence[_Track]) -> Rows:
     return np.concatenate([np.zeros((0, 6)), *rows], dtype=np.float64)
 
 
-def _overlap(a: _Track, b: _Track) -> float:
+def track_overlap(a: SampledTrack, b: SampledTrack) -> float:
     """Return the intersection over union of all boxes of two tracks."""
     _, rows, others = np.intersect1d(a.frames, b.frames, assume_unique=True, return_indices=True)
     if not len(rows):
@@ -172,7 +181,7 @@ def _overlap(a: _Track, b: _Track) -> float:
     return shared / (area - shared) if area > shared else 0.0
 
 
-def _best_pairs(overlap: Float64Array) -> list[tuple[int, int]]:
+def best_pairs(overlap: Float64Array) -> list[tuple[int, int]]:
     """Return the one-to-one pairs with the largest total overlap, of at least :data:`MATCH` each."""
     from scipy.optimize import linear_sum_assignment
 

@@ -16,5 +16,6 @@ MomentKind = Literal[
     "frozen",
     "overstay",
     "geometry",
+    "disputed",
 ]
 MOMENT_KINDS: tuple[MomentKind, ...] = get_args(MomentKind)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import moments, repairs
-from ml_backend.review.repair_json import ACCEPT, DISMISS, SKIP, digest
+from ml_backend.review.repair_json import ACCEPT, CONSENSUS, DISMISS, SKIP, digest
 
 if TYPE_CHECKING:
     from ml_backend.core.types import FloatArray
@@ -66,6 +66,12 @@ class MomentStore:
             own = (repairs.c.project_id == project_id) & (repairs.c.task_id == task_id)
             connection.execute(sa.delete(repairs).where(own))
         return self.replace_task(project_id, task_id, [])
+
+    def projects(self) -> list[int]:
+        """Return the projects that have moments or decisions."""
+        query = sa.union(sa.select(moments.c.project_id), sa.select(repairs.c.project_id)).order_by("project_id")
+        with self._storage.read() as connection:
+            return list(connection.scalars(query))
 
     def tasks(self, project_id: int) -> set[int]:
         """Return the tasks that have moments or decisions."""
@@ -228,6 +234,16 @@ class MomentStore:
     def replayed_in(self, annotation_id: int) -> list[Row]:
         """Return the repairs that are in force in an annotation, in order; none in one of a person."""
         return self._decisions(repairs.c.annotation_id == annotation_id, _in_force())[::-1]
+
+    def made_here(self, project_id: int) -> dict[int, int]:
+        """Return the annotations that repairs made, and which one each is a version of; 0: of nobody's, a consensus."""
+        columns = (repairs.c.annotation_id, repairs.c.base_id, repairs.c.action)
+        own = (repairs.c.project_id == project_id) & (repairs.c.annotation_id != 0)
+        found: dict[int, int] = {}
+        with self._storage.read() as connection:
+            for row in connection.execute(sa.select(*columns).where(own, _in_force()).order_by(repairs.c.id)):
+                found.setdefault(row.annotation_id, 0 if row.action == CONSENSUS else row.base_id)
+        return found
 
     def repaired_tasks(self, task_ids: Sequence[int]) -> set[int]:
         """Return those of some tasks whose prediction was repaired."""

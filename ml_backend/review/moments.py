@@ -69,12 +69,20 @@ class Moment:
         return (self.first + self.last) // 2
 
 
-def find_moments(video: ReviewVideo) -> list[Moment]:
+def sound_evidence(video: ReviewVideo) -> Evidence:
+    """Return what is derived from a video's tracks without their impossible boxes."""
+    return Evidence(replace(video, tracks=shape.sound_boxes(video.tracks, video.width, video.height)))
+
+
+def find_moments(video: ReviewVideo, evidence: Evidence | None = None) -> list[Moment]:
     """Return what is probably wrong with the tracks of a video, the largest expected gain first.
 
     One cause is one moment: of several findings about the same tracks at the same time the most certain is kept.
+
+    Args:
+        evidence: see :func:`sound_evidence`, for those who need it, too.
     """
-    evidence = Evidence(replace(video, tracks=shape.sound_boxes(video.tracks, video.width, video.height)))
+    evidence = evidence or sound_evidence(video)
     findings = chain(shape.find(video), coverage.find(evidence), identity.find(evidence), labels.find(evidence))
     moments = [
         Moment(

@@ -81,13 +81,15 @@ def repair_to_json(
         case Delete(track):
             return {"do": "delete", "region": region_ids[track]}
         case SetBoxes(track, first, last, frames, xyxy):
-            sequence = _sequence(frames, xyxy * to_percent, frames[:0], last + 1, 1.0)
+            sequence = keyframe_sequence(frames, xyxy * to_percent, frames[:0], last + 1, 1.0)
             return {"do": "boxes", "region": region_ids[track], "first": first + 1, "last": last + 1} | {
                 "sequence": sequence
             }
         case Add(track):
             label = track.label or UNLABELLED
-            sequence = _sequence(track.frames, track.xyxy * to_percent, track.frames[:0], video.frames, video.fps)
+            sequence = keyframe_sequence(
+                track.frames, track.xyxy * to_percent, track.frames[:0], video.frames, video.fps
+            )
             value = {"framesCount": video.frames, "duration": video.frames / video.fps, "sequence": sequence}
             region = make_region(value, control, track.track_id, label, track.score, track.top_class)
             return {"do": "add", "added": region, "label": label, "first": sequence[0]["frame"]}
@@ -240,7 +242,7 @@ def _repaired(before: Sequence[Region], repair: RepairJson) -> list[Region]:
         count, seconds = stated_frames(source), float(value.get("duration") or 0)
         rate = count / seconds if seconds else 1.0
         last = max(count, int(track.frames[-1]) + 1)
-        sequence = _sequence(track.frames, track.xyxy.astype(np.float64), keyframes, last, rate)
+        sequence = keyframe_sequence(track.frames, track.xyxy.astype(np.float64), keyframes, last, rate)
         new = _changed(source, {**value, "sequence": sequence, "labels": [track.label] if track.label else []})
         if track.track_id >= len(before):
             new["id"] = digest(region.get("id"), repair)[:10]
@@ -293,22 +295,24 @@ def _from_json(repair: RepairJson, region: Region) -> Repair:
     raise ConfigError(f"There is no repair {repair['do']!r}.")
 
 
-def _sequence(
-    frames: IntArray, percent: Any, keyframes: IntArray, frames_count: int, rate: float
+def keyframe_sequence(
+    frames: IntArray, percent: Any, keyframes: IntArray, frames_count: int, rate: float, min_iou: float = MIN_IOU
 ) -> list[dict[str, Any]]:
     """Return the keyframes of boxes ``(n, 4)`` in percent on 0-based ``frames``.
 
     Args:
         keyframes: 1-based frames that are kept as keyframes.
         frames_count: of the timeline: a region that ends there need not be ended.
+        rate: frames per second of the timeline.
+        min_iou: of the boxes between keyframes with the given ones.
     """
     sequence: list[dict[str, Any]] = []
     shown = frames + 1
     for rows in np.split(np.arange(len(shown)), np.flatnonzero(np.diff(shown) > 1) + 1):
         span, boxes = shown[rows], percent[rows]
         keys = np.union1d(span[[0, -1]], np.intersect1d(keyframes, span))
-        if (iou_pairs(interpolate(keys, boxes[keys - span[0]], span), boxes) < MIN_IOU).any():
-            keys = np.union1d(keys, simplify(span, boxes, MIN_IOU)[0])
+        if (iou_pairs(interpolate(keys, boxes[keys - span[0]], span), boxes) < min_iou).any():
+            keys = np.union1d(keys, simplify(span, boxes, min_iou)[0])
         for frame, box in zip(keys.tolist(), boxes[keys - span[0]], strict=True):
             x1, y1, x2, y2 = np.round(box, DECIMALS + 2).tolist()
             size = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}

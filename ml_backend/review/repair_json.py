@@ -12,6 +12,8 @@ RepairJson = dict[str, Any]
 #: Answers that change no region. A skipped moment stays in the queue, at its end.
 SKIP, DISMISS = "skip", "dismiss"
 ACCEPT = "accept"
+#: A decision that wrote an annotation of its own, which is nobody's.
+CONSENSUS = "consensus"
 
 
 def digest(*facts: Any) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from ml_backend.core.errors import LabelStudioUnavailable
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.reconcile import reconcile
+from ml_backend.review.moment_store import MomentStore
 from ml_backend.training.review_store import ReviewStore
 from tests.jobs.conftest import Site
 
@@ -92,3 +94,49 @@ def test_one_process_checks_for_all(here: Site) -> None:
     here.task(project, video=here.clip())
     assert project in reconcile(container)
     assert reconcile(container) == []
+
+
+def moment(number: int) -> dict[str, Any]:
+    return {
+        "id": f"{number:016}",
+        "video": "video",
+        "annotation_id": 0,
+        "author": "v",
+        "kind": "jump",
+        "label": "person",
+        "first": 1,
+        "last": 2,
+        "shown": 1,
+        "time": 0.0,
+        "score": 0.5,
+        "gain": 1.0,
+        "reason": "",
+        "repair": {},
+        "regions": {},
+    }
+
+
+def test_moments_of_what_was_deleted_while_we_were_down(here: Site, work: Work) -> None:
+    kept, emptied, gone = (here.project() for _ in range(3))
+    store = MomentStore(here.queue.storage)
+    tasks = {project: [here.task(project, video=here.clip()) for _ in range(2)] for project in (kept, emptied, gone)}
+    for task in (task for both in tasks.values() for task in both):
+        store.replace_task(next(number for number, both in tasks.items() if task in both), task, [moment(task)])
+    here.sdk.tasks.delete(str(tasks[emptied][0]))
+    here.sdk.projects.delete(gone)
+    check(here)
+    # Label Studio cannot be asked: nothing is known to be gone.
+    away = Container(here.settings.model_copy(update={"label_studio_url": "http://127.0.0.1:1"}))
+    away.queue.connection.delete("video:turn:reconcile")
+    with pytest.raises(LabelStudioUnavailable):
+        reconcile(away)
+    assert [store.tasks(project) for project in (kept, emptied, gone)] == [set(both) for both in tasks.values()]
+    assert here.queue.storage.pending("review", emptied).keys() == {tasks[emptied][0]}
+    assert here.queue.storage.pending("review", gone).keys() == set(tasks[gone])
+    assert here.queue.storage.pending("review", kept) == {}
+    work(here)
+    assert [store.tasks(project) for project in (kept, emptied, gone)] == [set(tasks[kept]), {tasks[emptied][1]}, set()]
+    assert store.projects() == sorted([kept, emptied])
+    here.sdk.tasks.delete(str(tasks[kept][1]))
+    check(here)
+    assert here.queue.storage.pending("review", kept).keys() == {tasks[kept][1]}, "its number of tasks has changed"

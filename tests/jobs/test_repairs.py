@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -502,3 +503,145 @@ def test_moments_like_an_accepted_one(here: Site, project: int, room: Room, work
     room.get(f"/api/review/similar?project={project}&repair=999", 404)
     dismissed = answer(room, project, moments[other], "dismiss")
     room.get(f"/api/review/similar?project={project}&repair={dismissed['id']}", 409)
+
+
+# -- several people
+
+
+@pytest.fixture
+def second(here: Site) -> str:
+    """Another person of the same Label Studio: their e-mail address."""
+    return made_person(here)
+
+
+def made_person(here: Site) -> str:
+    email = f"{uuid.uuid4().hex}@example.org"
+    here.sdk.users.create(email=email, username=email)
+    return email
+
+
+def annotate(here: Site, task: int, result: list[dict[str, Any]], by: str = "", **more: Any) -> int:
+    """Submit an annotation, of the backend's user or another one."""
+    people = {user.email: user.id for user in here.sdk.users.list()}
+    given = {"completed_by": people[by]} if by else {}
+    return int(here.sdk.annotations.create(id=task, result=result, **given, **more).id)
+
+
+def test_disputed_tracks_are_in_the_queue(here: Site, project: int, room: Room, work: Work, second: str) -> None:
+    me = here.client.whoami()
+    renamed = {**SOUND, "value": {**SOUND["value"], "labels": ["car"]}}
+    task = predicted(here, project, SOUND)
+    annotate(here, task, [SOUND, TOO], second)
+    mine = annotate(here, task, [renamed])
+    look(here, work, project, task)
+    assert {item["value"] for item in room.get(f"/api/review?project={project}")["filters"]["kind"]} >= {"disputed"}
+    disputed = queue(room, project, kind="disputed")
+    moments = {moment["repair"]["do"]: moment for moment in disputed}
+    assert moments.keys() == {"relabel", "add"}
+    assert (moments["relabel"]["proposal"], moments["relabel"]["score"]) == ("Labelled person.", 0.5)
+    assert (moments["relabel"]["gain"], moments["relabel"]["author"]) == (50.0, me)
+    assert moments["relabel"]["reason"] == f"Labelled car by {me}; {second}: person."
+    assert moments["add"]["reason"] == f"{second} has a track here, which {me} has not."
+    before = annotations(here, task)
+    first = answer(room, project, moments["relabel"], "accept")
+    second_done = answer(room, project, moments["add"], "accept")
+    assert annotations(here, task)[:2] == before
+    assert [(item["value"]["labels"], len(shown(item))) for item in annotations(here, task)[2]["result"]] == [
+        (["person"], 100),
+        (["person"], 100),
+    ]
+    look(here, work, project, task)
+    assert queue(room, project, kind="disputed") == [], "ours stands for the annotation that it repairs"
+    undo(room, project, second_done)
+    undo(room, project, first)
+    look(here, work, project, task)
+    assert {m["id"] for m in queue(room, project, kind="disputed")} == {m["id"] for m in disputed}
+    answer(room, project, moments["add"], "dismiss")
+    look(here, work, project, task)
+    assert [m["id"] for m in queue(room, project, kind="disputed")] == [moments["relabel"]["id"]]
+    here.client.delete_annotation(mine)
+    look(here, work, project, task)
+    assert queue(room, project, kind="disputed") == [], "there is one person only"
+
+
+def test_consensus_is_another_annotation(here: Site, project: int, room: Room, work: Work, second: str) -> None:
+    me, third = here.client.whoami(), made_person(here)
+    renamed = {**SOUND, "value": {**SOUND["value"], "labels": ["car"]}}
+    task = predicted(here, project, SOUND)
+    address = f"/api/agreement/consensus?project={project}&task={task}"
+    alone = room.get(address)
+    body = {"project": project, "task": task, "by": "anna"}
+    assert alone["people"] == []
+    room.post("/api/agreement/consensus", {**body, "key": alone["key"]}, 409)
+    annotate(here, task, [SOUND, TOO], second)
+    annotate(here, task, [SOUND], third)
+    seen = room.get(address)
+    annotate(here, task, [renamed, TOO])
+    assert "annotated since" in room.post("/api/agreement/consensus", {**body, "key": seen["key"]}, 409)["detail"]
+    before = annotations(here, task)
+    told = room.get(address)
+    assert told["people"] == [second, third, me]
+    tracks = {len(item["people"]): item for item in told["videos"][0]["tracks"]}
+    assert tracks[3]["people"] == {second: "person", third: "person", me: "car"}
+    assert (tracks[3]["label"], tracks[3]["kept"], tracks[3]["model"]) == ("person", True, None)
+    assert (tracks[2]["kept"], tracks[2]["first"], tracks[2]["last"]) == (True, 1, 100)
+    asked = room.get(f"{address}&model=true")
+    assert {item["model"] for item in asked["videos"][0]["tracks"]} == {"person", None}
+    done = room.post("/api/agreement/consensus", {**body, "key": told["key"]})
+    assert (done["action"], done["by"]) == ("consensus", "anna")
+    assert done["description"] == f"Consensus of {second}, {third}, {me}."
+    *theirs, ours = annotations(here, task)
+    assert theirs == before
+    assert (ours["id"], ours["ground_truth"]) == (done["annotation"], True)
+    kept = {item["id"]: item for item in ours["result"]}
+    assert {name: shown(item) for name, item in kept.items()} == {"sound": shown(SOUND), "too": shown(TOO)}
+    assert [item["value"]["labels"] for item in kept.values()] == [["person"], ["person"]]
+    assert kept["too"]["meta"]["text"].startswith(f"{done['description']} Proposed by anna, 20")
+    again = room.get(address)
+    assert (again["people"], again["ground_truth"]) == (told["people"], ours["id"]), "it is nobody's"
+    assert "ground truth" in room.post("/api/agreement/consensus", {**body, "key": again["key"]}, 409)["detail"]
+    look(here, work, project, task)
+    assert queue(room, project, kind="disputed") == [], "most people are right"
+    later = by_hand(room, project, task, "delete", "too", seen=tracks_now(room, project, task))
+    assert later["annotation"] == ours["id"]
+    assert "repaired again since" in undo(room, project, done, 409)["detail"]
+    undo(room, project, later)
+    undo(room, project, done)
+    assert annotations(here, task) == before
+
+
+def tracks_now(room: Room, project: int, task: int) -> dict[str, Any]:
+    seen = room.services.reviews.tracks(project, task)[0]
+    found = [{"region": row.region, "digest": row.digest} for row in seen.rows]
+    return {"annotation": seen.annotation_id or None, "tracks": found}
+
+
+def test_what_each_person_has_done(here: Site, project: int, room: Room, work: Work, second: str) -> None:
+    me = here.client.whoami()
+    renamed = {**SOUND, "value": {**SOUND["value"], "labels": ["car"]}}
+    task, other = predicted(here, project, JUMPS, SOUND), predicted(here, project, SOUND)
+    (prediction,) = here.predictions(task)
+    annotate(here, task, [JUMPS, SOUND, TOO], lead_time=30.0, parent_prediction=prediction.id)
+    annotate(here, task, [renamed], second, lead_time=12.5, parent_prediction=prediction.id)
+    annotate(here, other, [SOUND], lead_time=10.0)
+    look(here, work, project, task)
+    repaired = answer(room, project, queue(room, project, kind="disputed")[0], "accept")
+    assert repaired["annotation"]
+    address = f"/api/agreement?project={project}"
+    assert room.get(address, 202)["people"] == []
+    work(here)
+    told = room.get(address)
+    assert told["tasks"] == [{"task": task, "people": sorted([me, second]), "disputes": 3}]
+    found = {item["person"]: item for item in told["people"]}
+    assert found.keys() == {me, second}, "repaired versions are nobody's work, the model nobody"
+    names = ("tasks", "tracks", "seconds", "kept", "moved", "relabelled", "deleted", "added", "acceptance")
+    assert [found[me][name] for name in names] == [2, 4, 40.0, 3, 0, 0, 0, 1, 1.0]
+    assert [found[second][name] for name in names] == [1, 1, 12.5, 0, 0, 1, 1, 0, 0.0]
+    assert found[me]["hota"] == pytest.approx(found[second]["hota"])
+    assert 0 < found[me]["hota"] < 1
+    room.get(f"{address}&model=true", 202)
+    work(here)
+    with_model = room.get(f"{address}&model=true")
+    assert with_model["people"] == told["people"]
+    assert with_model["tasks"] == told["tasks"]
+    assert len(with_model["pairs"]) == 3

@@ -246,3 +246,71 @@ def test_moments_like_the_one_that_was_accepted_last_are_offered(room: Room) -> 
     assert "was deleted" in answer.get_data(as_text=True)
     room.services.reviews.store.add([{**facts, "moment_id": moment(3)["id"], "action": "dismiss"}])
     assert 'id="accept-similar"' not in page(room, STEP), "something else was decided since"
+
+
+# -- several people
+
+
+CONSENSUS = f"{STEP}&consensus=1"
+
+
+def annotate(beside: Outside, people: dict[str, list[dict[str, Any]]], truth: str = "") -> None:
+    """Task 1 of project 7 has an annotation of each person, and a prediction with the tracks of the first."""
+    annotations = [
+        {"id": number, "completed_by": {"id": number, "email": name}, "result": result, "ground_truth": name == truth}
+        | {"created_at": f"2026-01-0{number}T00:00:00Z", "updated_at": f"2026-01-0{number}T00:00:00Z"}
+        for number, (name, result) in enumerate(people.items(), start=1)
+    ]
+    predicted = {"id": 5, "model_version": "v", "result": next(iter(people.values())), "created_at": "2026-01-01"}
+    task = {"id": 1, "project": 7, "data": {"video": "/data/1-film.mp4"}, "annotations": annotations, "drafts": []}
+    beside.answer("/api/tasks/1/", 200, json.dumps({**task, "predictions": [predicted]}).encode())
+
+
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_consensus_of_people_with_and_without_the_model(room: Room, beside: Outside, lang: str) -> None:
+    words = texts.load_texts(lang)
+    annotate(beside, {"anna@example.org": [{**A, "value": {**A["value"], "labels": [SCRIPT]}}], SCRIPT: [A, B]})
+    text = page(room, CONSENSUS, **{"Accept-Language": lang})
+    assert "<script>alert" not in text
+    rows = text.split("<tbody>")[1].split("</tbody>")[0].split("<tr")[1:]
+    assert [words["consensus_kept"] in row for row in rows] == [True, False]
+    assert words["consensus_tie"] in rows[1]
+    assert words["model"] not in text.split("<thead>")[1].split("</thead>")[0], "it was not asked"
+    asked = page(room, f"{CONSENSUS}&model=1", **{"Accept-Language": lang})
+    label = asked.split("<tbody>")[1].split("</th>")[0]
+    assert SCRIPT in html.unescape(label), "its label decides"
+    assert words["model"] in asked.split("<thead>")[1].split("</thead>")[0]
+    assert 'name="model" value="true"' in asked
+
+
+def test_consensus_is_written_without_scripts_as_it_was_read_only(room: Room, beside: Outside) -> None:
+    annotate(beside, {"anna@example.org": [A, B], "ben@example.org": [A]})
+    text = page(room, CONSENSUS)
+    form = next(found for found in text.split("<form")[1:] if 'id="write-consensus"' in found)
+    action = html.unescape(re.findall(r'action="([^"]+)"', form)[0])
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="(\w+)">', form))
+    annotate(beside, {"anna@example.org": [A, B], "ben@example.org": [A, B]})
+    answer = room.client.post(action, data=fields, headers=BROWSER)
+    assert answer.status_code == 409
+    told = answer.get_data(as_text=True)
+    assert "was annotated since it was read" in told
+    assert 'id="write-consensus"' in told, "the same page"
+    assert room.get("/api/repairs?project=7")["repairs"] == []
+    annotate(beside, {"anna@example.org": [A, B], "ben@example.org": [A, B]}, truth="ben@example.org")
+    marked = page(room, CONSENSUS)
+    assert texts.load_texts("en")["consensus_truth"].format(n=2) in marked
+    assert 'id="write-consensus"' not in marked
+    annotate(beside, {"anna@example.org": [A, B]})
+    assert texts.load_texts("en")["consensus_one"] in page(room, CONSENSUS)
+
+
+def test_agreement_by_person_and_the_tasks_of_several(room: Room) -> None:
+    work = {"person": SCRIPT, "tasks": 2, "tracks": 7, "seconds": 90.0, "kept": 3, "moved": 1, "relabelled": 0}
+    work |= {"deleted": 2, "added": 1, "acceptance": 0.5, "hota": 0.8, "idf1": None, "kappa": None}
+    shared = {"task": 4, "people": [SCRIPT, "ben"], "disputes": 3}
+    room.services.queue.publish("agreement-7", {"pairs": [], "people": [work], "tasks": [shared]})
+    text = page(room, STEP).split('id="h-agreement"')[1]
+    assert "<script>alert" not in text
+    row = html.unescape(text).split(f'<th scope="row">{SCRIPT}')[1].split("</tr>")[0]
+    assert re.findall(r'<td class="num">([^<]+)</td>', row)[:4] == ["2", "7", "2 min", "50 %"]
+    assert "consensus=4" in html.unescape(text.split('<details id="shared-tasks">')[1].split("</details>")[0])

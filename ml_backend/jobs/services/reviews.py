@@ -17,7 +17,16 @@ from ml_backend.core.errors import ConfigError, Conflict, RequestError
 from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE
-from ml_backend.review.repair_json import ACCEPT, DISMISS, SKIP, RepairJson, describe_json, digest, frames_key
+from ml_backend.review.repair_json import (
+    ACCEPT,
+    CONSENSUS,
+    DISMISS,
+    SKIP,
+    RepairJson,
+    describe_json,
+    digest,
+    frames_key,
+)
 
 if TYPE_CHECKING:
     from ml_backend.datasets.selection import Submission
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
     from ml_backend.db.storage import Storage
     from ml_backend.jobs.container import Container
     from ml_backend.label_studio.regions import Region
+    from ml_backend.review.consensus import ConsensusTrack
     from ml_backend.review.moment_store import MomentStore, Row
     from ml_backend.review.track_rows import TrackRow
 
@@ -94,6 +104,23 @@ class VideoTracks:
     size: tuple[int, int] | None
     key: str
     rows: Sequence[TrackRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What the people agree on who annotated a task.
+
+    Attributes:
+        people: their annotations' ids by person, the last one last.
+        ground_truth: the annotation that is marked as such; ``None``: none is.
+        key: changes with what it was made from.
+        videos: by name of the video's control.
+    """
+
+    people: Mapping[str, int]
+    ground_truth: int | None
+    key: str
+    videos: Mapping[str, Sequence[ConsensusTrack]]
 
 
 class Reviews:
@@ -202,6 +229,75 @@ class Reviews:
                 )
             )
         return found
+
+    def consensus(self, project_id: int, task_id: int, *, model: bool) -> Proposal:
+        """Return what the people agree on who annotated a task.
+
+        Args:
+            model: whether the newest prediction decides where as many people are for a track as against it.
+
+        Raises:
+            NotFound: the task does not exist.
+            LabelStudioError: Label Studio does not answer.
+        """
+        from ml_backend.datasets.annotated_video import belongs_to
+        from ml_backend.datasets.selection import by_person, submissions
+        from ml_backend.review.consensus import find_consensus
+
+        config = cached_label_config(self._client.get_project(project_id).label_config)
+        task = self._client.get_full_task(task_id, project_id)
+        people = by_person(task, self.store.made_here(project_id))
+        predicted = next(iter(submissions(task, "only")), None) if model else None
+        results = {name: item.result for name, item in people.items()}
+        videos = {}
+        for control in config.video_controls:
+            regions = {name: [r for r in result if belongs_to(r, control)] for name, result in results.items()}
+            asked = [region for region in predicted.result if belongs_to(region, control)] if predicted else None
+            videos[control.to_name] = find_consensus(regions, asked)
+        truths = [item["id"] for item in task["annotations"] if item.get("ground_truth")]
+        key = digest(results, predicted.result if predicted else None)
+        ids = {name: item.annotation_id or 0 for name, item in people.items()}
+        return Proposal(ids, next(iter(truths), None), key, videos)
+
+    def write_consensus(self, project_id: int, task_id: int, *, model: bool, key: str, by: str) -> Row:
+        """Submit what people agree on as another annotation, the ground truth; return the decision as stored.
+
+        Nobody's annotation is changed. Undoing the decision deletes the new one.
+
+        Args:
+            key: of the :class:`Proposal` that somebody has seen.
+
+        Raises:
+            NotFound: the task does not exist any more.
+            Conflict: it was annotated since, has a ground truth, or there is nothing that people agree on.
+            LabelStudioError: Label Studio refuses the change, or does not answer.
+        """
+        from ml_backend.review.consensus import consensus_regions
+
+        with self._lock(task_id):
+            found = self.consensus(project_id, task_id, model=model)
+            if found.ground_truth:  # Label Studio would take the mark from it
+                raise Conflict(
+                    f"Annotation {found.ground_truth} of task {task_id} is marked as ground truth.",
+                    "Remove the mark in Label Studio first.",
+                )
+            if found.key != key:
+                raise Conflict(f"Task {task_id} was annotated since it was read; nothing was written.", "Look again.")
+            min_iou = self._container.settings.keyframe_iou
+            regions = [region for tracks in found.videos.values() for region in consensus_regions(tracks, min_iou)]
+            if len(found.people) < 2 or not regions:
+                raise Conflict(f"There is nothing that two people agree on in task {task_id}.", "Annotate it.")
+            what = f"Consensus of {', '.join(found.people)}{' and the model' if model else ''}."
+            note = f"{what} Proposed by {by}, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
+            result = [{**region, "meta": {"text": note}} for region in regions]
+            facts: Row = {"project_id": project_id, "task_id": task_id, "moment_id": "", "description": what, "by": by}
+            facts |= {"action": CONSENSUS, "after": result, "written": digest(result)}
+            facts["base_id"] = [*found.people.values()][-1]
+            facts["annotation_id"] = self._client.create_annotation(task_id, result, None, ground_truth=True)
+            (number,) = self.store.add([facts])
+            decision = self._found(project_id, number)
+        self._container.queue.request_review(project_id, [task_id])
+        return decision
 
     def undo(self, project_id: int, repair_id: int, by: str) -> Row:
         """Undo a decision and those made with it; return it as stored.
@@ -497,7 +593,8 @@ class Reviews:
             return
         result = found["result"]
         for decision in decisions:
-            change = replay(result, decision["after"], decision["before"])
+            written_whole = decision["action"] == CONSENSUS
+            change = None if written_whole else replay(result, decision["after"], decision["before"])
             if change is None:
                 raise Conflict("The repaired track was changed since.", "Undo the later repair first.")
             result = change.result

@@ -156,10 +156,11 @@ def _usual_likeness(clean: Sequence[float]) -> tuple[float, float]:
 def _least_alike(views: TrackViews, centre: TrackViews) -> tuple[float, int]:
     """Return the mean likeness of the two parts of a track that are least alike, and where the second begins."""
     vectors, colours = centred(views, centre)
-    alike = (vectors @ vectors.T + colours @ colours.T) / 2
-    parts = [float(alike[:i, i:].mean()) for i in range(1, len(alike))]
-    index = int(np.argmin(parts))
-    return parts[index], index + 1
+    sums = ((vectors @ vectors.T + colours @ colours.T) / 2).cumsum(axis=0).cumsum(axis=1)
+    sizes = np.arange(1, len(sums))
+    parts = (sums[sizes - 1, -1] - sums[sizes - 1, sizes - 1]) / (sizes * (len(sums) - sizes))
+    index = int(parts.argmin())
+    return float(parts[index]), index + 1
 
 
 def centred(views: TrackViews, centre: TrackViews) -> tuple[Float64Array, Float64Array]:
@@ -183,14 +184,16 @@ def _colours(thumbnail: bytes) -> FloatArray:
         return np.zeros(STRIPES * BINS**3, np.float32)
     lab = cv2.cvtColor(image, cv2.COLOR_BGR2LAB)
     weight = np.tile(np.exp(-2 * np.linspace(-1, 1, lab.shape[1]) ** 2), (len(lab), 1))
-    bounds = ((0, 256), (90, 166), (90, 166))  # few objects are more colourful
+    heights = [len(rows) for rows in np.array_split(lab, STRIPES)]
+    bins = np.repeat(np.arange(STRIPES), heights)[:, None]
+    for channel, low, high in ((0, 0, 256), (1, 90, 166), (2, 90, 166)):  # few objects are more colourful
+        values = lab[:, :, channel].astype(np.float64).clip(low, high - 1) - low
+        bins = bins * BINS + (values // ((high - low) / BINS)).astype(np.int64)
+    counts = np.bincount(bins.ravel(), weight.ravel(), STRIPES * BINS**3).reshape(STRIPES, BINS, -1)
     stripes = []
-    for pixels, weights in zip(np.array_split(lab, STRIPES), np.array_split(weight, STRIPES), strict=True):
-        counts, _ = np.histogramdd(
-            pixels.reshape(-1, 3).clip([0, 90, 90], [255, 165, 165]), BINS, bounds, weights=weights.ravel()
-        )
+    for stripe in counts.astype(np.float32):
         # Neighbouring bins share counts, so that a little more light does not make another colour.
-        counts = cv2.GaussianBlur(counts.reshape(BINS, -1).astype(np.float32), (1, 3), 0.7)
-        stripes.append(np.sqrt(counts.ravel() / max(float(counts.sum()), 1e-9)))
+        blurred = cv2.GaussianBlur(stripe, (1, 3), 0.7)
+        stripes.append(np.sqrt(blurred.ravel() / max(float(blurred.sum()), 1e-9)))
     joined = np.concatenate(stripes)
     return np.asarray(joined / max(float(np.linalg.norm(joined)), 1e-9), np.float32)

@@ -873,7 +873,8 @@ def agreement(query: requests.MeasureAgreement) -> tuple[responses.Agreements, i
     """Get the agreement of annotators.
 
     Of each pair of people who annotated the same tasks: HOTA, IDF1, kappa of the labels, and the tracks that only one
-    of them has. A job measures, once and then whenever `fresh` is asked for: it reads every task.
+    of them has. Of each person: tracks, time, and what became of the predictions. A job measures, once and then
+    whenever `fresh` is asked for: it reads every task.
     """
     container = services()
     created_at, result, job = _job_result(
@@ -887,8 +888,58 @@ def agreement(query: requests.MeasureAgreement) -> tuple[responses.Agreements, i
         "model": query.model,
         "measured_at": _iso(created_at),
         "pairs": result.get("pairs", []),
+        "people": result.get("people", []),
+        "tasks": result.get("tasks", []),
         "job": job,
     }, 200 if created_at else 202
+
+
+@route("GET", "/agreement/consensus", "Review", errors=(404, 502))
+def consensus(query: requests.ShowConsensus) -> responses.Consensus:
+    """Get what people agree on.
+
+    The tracks of all people who annotated a task, matched over people. Those that more than half of them have are kept;
+    where it is half of them, the newest prediction decides if it is asked, and else the track is left out.
+    """
+    found = services().reviews.consensus(query.project, query.task, model=query.model)
+    return {
+        "project": query.project,
+        "task": query.task,
+        "people": [*found.people],
+        "model": query.model,
+        "ground_truth": found.ground_truth,
+        "key": found.key,
+        "videos": [
+            {
+                "name": name,
+                "tracks": [
+                    {
+                        "label": track.label,
+                        "people": dict(track.labels),
+                        "first": track.first,
+                        "last": track.last,
+                        "model": track.model.label if track.model else None,
+                        "kept": track.kept,
+                    }
+                    for track in tracks
+                ],
+            }
+            for name, tracks in found.videos.items()
+        ],
+    }
+
+
+@route("POST", "/agreement/consensus", "Review", errors=(409,), role="annotator")
+def write_consensus(body: requests.WriteConsensus) -> responses.Repair:
+    """Submit what people agree on.
+
+    As another annotation, proposed as ground truth: boxes are the median of those of the people who have the track,
+    with as few keyframes as a prediction has. Nobody's annotation is changed; undoing the decision deletes the new one.
+    If the task was annotated since the consensus was read, or has a ground truth, 409 is returned.
+    """
+    return _decision(
+        services().reviews.write_consensus(body.project, body.task, model=body.model, key=body.key, by=_by(body.by))
+    )
 
 
 def _by(given: str | None) -> str:

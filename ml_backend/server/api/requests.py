@@ -368,6 +368,24 @@ class MeasureAgreement(OfProject):
     fresh: Annotated[bool, Field(description="Measure again.")] = False
 
 
+class ShowConsensus(OfProject):
+    """Selects a task that several people annotated."""
+
+    task: TaskId
+    model: Annotated[
+        bool, Field(description="Where as many people are for a track as against it, the newest prediction decides.")
+    ] = False
+
+
+class WriteConsensus(ShowConsensus):
+    """A consensus to submit."""
+
+    key: Annotated[
+        str, Field(pattern="^[0-9a-f]{16}$", description="Of the consensus, as it was read.", examples=["0" * 16])
+    ]
+    by: PersonName | None = None
+
+
 class GiveRole(RequestModel):
     """A person's role."""
 

@@ -514,6 +514,34 @@ class PairAgreement(Answer):
     ]
 
 
+class PersonWork(Answer):
+    """What one person annotated, and how it agrees with the others'."""
+
+    person: str
+    tasks: int
+    tracks: int
+    seconds: Annotated[float | None, Field(description="Label Studio's lead time; null: it knows none.")]
+    kept: Annotated[int, Field(description="Tracks of the prediction that the person left unchanged.")]
+    moved: Annotated[int, Field(description="Whose boxes the person changed, but not their label.")]
+    relabelled: int
+    deleted: Annotated[int, Field(description="Also those that another track replaces.")]
+    added: Annotated[int, Field(description="Tracks that the prediction lacked.")]
+    acceptance: Annotated[
+        float | None, Field(description="Share of the prediction's tracks that were kept; null: there was none.")
+    ]
+    hota: Annotated[float | None, Field(description="With all others, 0 to 1; null: nobody else annotated the tasks.")]
+    idf1: float | None
+    kappa: float | None
+
+
+class SharedTask(Answer):
+    """A task that several people annotated."""
+
+    task: int
+    people: list[str]
+    disputes: Annotated[int, Field(description="Number of tracks in which two of them differ, over all pairs.")]
+
+
 class Agreements(Answer):
     """Agreement of the annotators, pair by pair."""
 
@@ -521,6 +549,8 @@ class Agreements(Answer):
     model: bool
     measured_at: Annotated[Iso | None, Field(description="null until the job has finished.")]
     pairs: list[PairAgreement]
+    people: Annotated[list[PersonWork], Field(description="Everybody who annotated something; never the model.")]
+    tasks: Annotated[list[SharedTask], Field(description="The most disputed ones first, 200 at most.")]
     job: Annotated[Job | None, Field(description="Measures; null once it has finished.")]
 
 
@@ -533,6 +563,38 @@ class Erased(Answer):
     outputs: Annotated[int, Field(description="Exports and rendered videos.")]
     uploads: int
     jobs: int
+
+
+class ConsensusTrack(Answer):
+    """A track that at least one of several people has."""
+
+    label: Annotated[str, Field(description="Of most people who have it; empty without one.")]
+    people: Annotated[dict[str, str], Field(description="Who has it, and their labels.")]
+    first: Annotated[int, Field(description="First frame on which anybody shows it, from 1.")]
+    last: int
+    model: Annotated[str | None, Field(description="The model's label of it; null: it has none, or was not asked.")]
+    kept: Annotated[bool, Field(description="Whether it is a part of the consensus.")]
+
+
+class ConsensusVideo(Answer):
+    """The tracks of one video of a task."""
+
+    name: Annotated[str, Field(description="Of the video's control in the label config.")]
+    tracks: list[ConsensusTrack]
+
+
+class Consensus(Answer):
+    """What the people agree on who annotated a task."""
+
+    project: int
+    task: int
+    people: Annotated[list[str], Field(description="The last one last; repaired versions count for whom they repair.")]
+    model: bool
+    ground_truth: Annotated[
+        int | None, Field(description="Annotation that is marked as such, so that no consensus is written; null: none.")
+    ]
+    key: Annotated[str, Field(description="Names what was read when the consensus is written.")]
+    videos: list[ConsensusVideo]
 
 
 class Person(Answer):

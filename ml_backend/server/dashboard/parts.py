@@ -407,6 +407,15 @@ def _agreement(state: PageState) -> Context:
     return {"agreement": found, "with_model": model}
 
 
+def _consensus(state: PageState) -> Context:
+    project, task, model = _project(state), state.number("consensus", 0), state.values.get("model") == "1"
+    if not task:
+        raise Unknown("No task is chosen.", "Choose a task.")
+    found = handlers.consensus(requests.ShowConsensus(project=project, task=task, model=model))
+    decisions = handlers.repairs(requests.ListRepairs(project=project, task=task, limit=DECISIONS))["repairs"]
+    return {"found": found, "with_model": model, "decisions": decisions}
+
+
 @cached(TTLCache(64, LABELS_S), key=lambda container, project: (container.jobs, project), condition=Condition())
 def _labels(container: WebContainer, project: int) -> list[str]:
     """Return the labels of a project's videos; none while Label Studio does not answer."""
@@ -502,6 +511,7 @@ PARTS: Mapping[str, PagePart] = {
     "renders": PagePart(_renders, ("import_video", "version")),
     "files": PagePart(_files, ("files",)),
     "agreement": PagePart(_agreement, ("measure_agreement",), starts_job=True),
+    "consensus": PagePart(_consensus, ("moments",)),
     "moments": PagePart(_moments, ("moments",), starts_job=True),
     "timeline": PagePart(_timeline, ("moments",)),
     "frame": PagePart(_frame, ("moments",)),
