@@ -21,7 +21,7 @@ from flask import Response, jsonify, render_template, request, send_file
 import ml_backend
 from ml_backend.core.errors import BackendError, ConfigError, Conflict, QueueUnavailable, WeightsError
 from ml_backend.core.outputs import Output, OutputFacts, project_of
-from ml_backend.jobs.api_queue import agreement_name, data_url, patterns_name, similar_name, stats_name
+from ml_backend.jobs.api_queue import agreement_name, data_url, next_name, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
 from ml_backend.jobs.services import reviews
 from ml_backend.jobs.services.connections import connect_project
@@ -830,6 +830,42 @@ def _decision(row: Mapping[str, Any]) -> responses.Repair:
         "undone_by": row["undone_by"] or None,
         "undone_at": row["undone_at"].isoformat() if row["undone_at"] else None,
     }
+
+
+@route("GET", "/review/next", "Review", 200, 202, starts_job=True)
+def next_segments(query: requests.ChooseNext) -> tuple[responses.NextSegments, int]:
+    """Choose what to annotate next.
+
+    Segments of about ten seconds, of predicted videos that nobody has annotated: where tracks are uncertain or moments
+    suspicious, and that look unlike each other and unlike what is annotated. A job chooses, once and then whenever
+    `fresh` is asked for.
+    """
+    container, minutes = services(), query.minutes or 0
+    created_at, result, job = _job_result(
+        next_name(query.project, query.segments, minutes),
+        lambda: container.api_queue.next_segments(query.project, query.segments, minutes),
+        max_age_s=math.inf,
+        refresh=query.fresh,
+    )
+    return {
+        "project": query.project,
+        "chosen_at": _iso(created_at),
+        "segments": result.get("segments", []),
+        "tasks": result.get("tasks", 0),
+        "of": result.get("of", 0),
+        "job": job,
+    }, 200 if created_at else 202
+
+
+@route("POST", "/review/next", "Review", 202)
+def order_tasks(body: requests.OrderTasks) -> responses.JobAnswer:
+    """Order Label Studio's tasks by what to annotate next.
+
+    What `GET /api/review/next` has chosen, or else chooses, is written to the field `annotate_next` of the tasks: their
+    place and their segments. The Data Manager gets a tab with these tasks in this order. Sending it again changes the
+    field and the tab; other fields stay.
+    """
+    return requested(services().api_queue.order_tasks(body.project, body.segments, body.minutes or 0))
 
 
 @route("GET", "/agreement", "Review", 200, 202, starts_job=True)

@@ -353,6 +353,32 @@ class UndoRepair(OfProject):
     by: PersonName | None = None
 
 
+class Budget(OfProject):
+    """How much people can annotate next."""
+
+    segments: Annotated[int, Field(ge=1, le=200, description="Number of segments.", examples=[20]), _Whole] = 20
+    minutes: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=600,
+            description="Minutes of work in place of a number of segments: 3 s for each track of a segment, and 15 s "
+            "for each expected correction.",
+        ),
+        _Whole,
+    ] = None
+
+
+class ChooseNext(Budget):
+    """Selects what to annotate next."""
+
+    fresh: Annotated[bool, Field(description="Choose again.")] = False
+
+
+class OrderTasks(Budget):
+    """An order of tasks to show in Label Studio."""
+
+
 class MeasureAgreement(OfProject):
     """Selects the agreement of a project's annotators."""
 

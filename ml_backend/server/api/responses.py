@@ -479,6 +479,42 @@ class Repairs(Answer):
     repairs: list[Repair]
 
 
+class NextSegment(Answer):
+    """A segment of a video that is worth a person's time, and why."""
+
+    task: int
+    video: Annotated[str, Field(description="Name of the video's control in the label config.")]
+    file: str
+    first: Annotated[int, Field(description="First frame, as Label Studio counts: from 1.")]
+    last: int
+    start: Annotated[float, Field(description="Of the first frame, in seconds.")]
+    end: float
+    need: Annotated[float, Field(description="Expected number of corrections.")]
+    work_s: Annotated[int, Field(description="Estimated seconds of work.")]
+    tracks: Annotated[int, Field(description="Number of tracks in it.")]
+    uncertain: Annotated[int, Field(description="Number of these with a score below 0.5.")]
+    label: Annotated[str, Field(description="Of the least certain track; empty without one.")]
+    score: Annotated[float | None, Field(description="Of the least certain track, 0 to 1.")]
+    kinds: Annotated[dict[str, int], Field(description="Number of suspicious moments by kind.")]
+    covers: Annotated[int, Field(description="Number of other uncertain segments that look like this one.")]
+    likeness: Annotated[
+        float | None,
+        Field(description="To the most similar annotated object: 0 as any other one, 1 the same; null: unknown."),
+    ]
+    thumbnail: Annotated[str | None, Field(description="Of the least certain track; a data URL.")]
+
+
+class NextSegments(Answer):
+    """What to annotate next, the most worthwhile first."""
+
+    project: int
+    chosen_at: Annotated[Iso | None, Field(description="null until the job has finished.")]
+    segments: list[NextSegment]
+    tasks: Annotated[int, Field(description="Number of tasks that were looked at, those with the lowest scores.")]
+    of: Annotated[int, Field(description="Number of tasks with predictions and without annotations.")]
+    job: Annotated[Job | None, Field(description="Chooses; null once it has finished.")]
+
+
 class PairAgreement(Answer):
     """How two people agree on the tasks that both have annotated."""
 

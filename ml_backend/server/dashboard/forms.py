@@ -92,6 +92,7 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "repair_tracks": _repair_tracks,
     "accept_similar": handlers.accept_similar,
     "undo_repair": handlers.undo_repair,
+    "order_tasks": handlers.order_tasks,
     "upload": uploads.upload_videos,
     "give_role": handlers.give_role,
 }

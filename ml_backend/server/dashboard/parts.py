@@ -50,6 +50,8 @@ NOTICES = 5
 CLIPS_AHEAD, DECISIONS = 3, 5
 #: Similar moments that are listed.
 ALIKE = 20
+#: Segments that are chosen to be annotated next, unless another number is given.
+NEXT_SEGMENTS = 20
 #: Seconds for which a project's labels are cached.
 LABELS_S = 30.0
 #: The step in which a kind of job is requested.
@@ -61,6 +63,7 @@ STEP_OF = {
     "predict": "auto",
     "prepare": "auto",
     "refresh": "auto",
+    "order_tasks": "repair",
     "render_video": "review",
     "render_custom_video": "review",
     "export_project": "review",
@@ -400,6 +403,19 @@ def _decimal(text: str) -> float | None:
         return None
 
 
+def _next(state: PageState) -> Context:
+    amount, unit = state.number("amount", 0), "minutes" if state.values.get("unit") == "minutes" else "segments"
+    chosen = {"budget": amount or NEXT_SEGMENTS, "unit": unit}
+    if not amount:
+        return {"found": None, **chosen}
+    with validation_errors("parameter", "Choose a smaller number."):
+        query = requests.ChooseNext.model_validate(
+            {"project": _project(state), unit: amount, "fresh": state.values.get("again") == "1"}
+        )
+    found, _ = handlers.next_segments(query)
+    return {"found": found, **chosen}
+
+
 def _agreement(state: PageState) -> Context:
     model = state.values.get("model") == "1"
     query = requests.MeasureAgreement(project=_project(state), model=model, fresh=state.values.get("fresh") == "1")
@@ -500,6 +516,7 @@ PARTS: Mapping[str, PagePart] = {
     "renders": PagePart(_renders, ("import_video", "version")),
     "files": PagePart(_files, ("files",)),
     "agreement": PagePart(_agreement, ("measure_agreement",), starts_job=True),
+    "next": PagePart(_next, ("choose_next",), starts_job=True),
     "moments": PagePart(_moments, ("moments",), starts_job=True),
     "timeline": PagePart(_timeline, ("moments",)),
     "frame": PagePart(_frame, ("moments",)),

@@ -269,7 +269,7 @@ document.addEventListener("htmx:afterRequest", (event) => {
   if (!successful) return;
   if (target.matches(".part")) {
     const last = new URL(pathInfo.finalRequestPath, location.href);
-    last.searchParams.delete("fresh"); // applies once
+    for (const name of ["fresh", "again"]) last.searchParams.delete(name); // apply once
     target.dataset.last = last.pathname + last.search;
   }
   if (!elt.matches("form")) return;
