@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ml_backend.jobs.api_queue import next_name
+from ml_backend.server.api import handlers
 from ml_backend.server.dashboard import texts
 from tests.server.control import Room
 from tests.server.test_dashboard import BROWSER, SCRIPT, page
@@ -44,6 +45,7 @@ def publish(room: Room, *segments: dict[str, Any], count: int = 20, minutes: int
 
 
 def jobs(room: Room, kind: str) -> list[dict[str, Any]]:
+    handlers.all_jobs.cache_clear()  # which it keeps for a second
     return [item for item in room.get("/api/jobs?project=7")["jobs"] if item["kind"] == kind]
 
 

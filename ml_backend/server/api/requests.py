@@ -84,6 +84,7 @@ PersonName = Annotated[
 ]
 ReviewAction = Literal["accept", "split", "join", "swap", "relabel", "end", "delete", "dismiss", "skip"]
 ManualAction = Literal["split", "join", "swap", "relabel", "end", "delete"]
+BulkChoice = Literal["label", "reject", "open"]
 ExportFormat = Literal["annotations", FormatName]
 
 
@@ -222,6 +223,49 @@ class FindSimilar(OfProject):
     label: LabelName
     limit: Annotated[int, Field(ge=1, le=500, description="Maximum number of results.")] = 50
     safe: Annotated[bool, Field(description="Only tracks similar enough to be labelled without review.")] = False
+
+
+class FoundTrack(RequestModel):
+    """A track of a search."""
+
+    task: TaskId
+    part: Annotated[int, Field(ge=0, lt=1000, description="Index of the video within the task."), _Whole]
+    track: Annotated[int, Field(ge=0, lt=1 << 31, description="As the search names it."), _Whole]
+
+
+class BulkAction(OfProject):
+    """What is done with several tracks."""
+
+    action: Annotated[
+        BulkChoice,
+        Field(
+            description="label: give them a label; reject: they are not what they were taken for; open: make a tab "
+            "of the Data Manager with their tasks."
+        ),
+    ]
+    new_label: Annotated[LabelName | None, Field(description="For the action label; by default the searched one.")] = (
+        None
+    )
+    by: PersonName | None = None
+
+
+class ActOnSimilar(BulkAction):
+    """What is done with tracks that a search for a label has found."""
+
+    label: LabelName
+    tracks: Annotated[
+        list[FoundTrack],
+        Field(min_length=1, max_length=200, examples=[[{"task": 3, "part": 0, "track": 7}]]),
+    ]
+
+
+class ActOnExemplars(BulkAction):
+    """What is done with the annotated objects of exemplars."""
+
+    exemplars: Annotated[
+        list[Annotated[int, Field(ge=1, lt=1 << 31), _Whole]],
+        Field(min_length=1, max_length=200, description="Ids of exemplars.", examples=[[12, 15]]),
+    ]
 
 
 class ShowExemplars(OfProject):

@@ -289,8 +289,8 @@ class SimilarTracks(Answer):
     tracks: Annotated[
         list[dict[str, Any]],
         Field(
-            description="Best first: score, safe, dropped (too weak for predictions), task, frame, time, bbox, "
-            "original_class, thumbnail (a data URL)."
+            description="Best first: score, safe, dropped (too weak for predictions), task, part, track, frame, time, "
+            "bbox, original_class, thumbnail (a data URL). Those that were labelled or rejected are left out."
         ),
     ]
     skipped: list[str]
@@ -470,6 +470,22 @@ class SimilarAccepted(Answer):
 
     repair: Annotated[Repair, Field(description="The first one; undoing it undoes all.")]
     left_out: list[LeftOut]
+
+
+class ItemOutcome(Answer):
+    """What became of one of several tracks."""
+
+    item: Annotated[str, Field(description="An exemplar's id, or task, part and track of a search with hyphens.")]
+    done: bool
+    reason: Annotated[str, Field(description="Why it was not done; else empty.")]
+
+
+class BulkDone(Answer):
+    """What was done with several tracks."""
+
+    repair: Annotated[Repair | None, Field(description="The first one; undoing it undoes all. null: none was needed.")]
+    outcomes: list[ItemOutcome]
+    tab: Annotated[int | None, Field(description="Id of the Data Manager's tab, for the action open.")]
 
 
 class Repairs(Answer):

@@ -174,8 +174,11 @@ def _counts(state: PageState) -> Context:
 def _patterns(state: PageState) -> Context:
     patterns = handlers.patterns_info(requests.OfProject(project=_project(state)))
     labels = list(patterns["labels"])
+    decisions = requests.ListRepairs(project=_project(state), limit=DECISIONS) if labels else None
     return {
         "patterns": patterns,
+        "project_labels": _labels(services(), _project(state)) if labels else [],
+        "decisions": handlers.repairs(decisions)["repairs"] if decisions else [],
         "exemplars_by_label": {label: _exemplars_of(state, label, FEW) for label in labels[:LABELS_WITH_THUMBNAILS]},
         "order": {label: number for number, label in enumerate(labels)},
         "key": charts.key,
@@ -209,7 +212,8 @@ def _similar(state: PageState) -> Context:
     with validation_errors("filter"):
         query = requests.FindSimilar(project=_project(state), label=label, limit=SIMILAR_TRACKS)
     similar, _ = handlers.similar(query)
-    return {"similar": similar, "label": label}
+    labels = [label, *(name for name in _labels(services(), _project(state)) if name != label)]
+    return {"similar": similar, "label": label, "project_labels": labels}
 
 
 def _versions(state: PageState) -> Context:
@@ -505,10 +509,10 @@ PARTS: Mapping[str, PagePart] = {
     "connection": PagePart(_connection, ("auto_label",)),
     "projects": PagePart(_projects, ("import_video", "auto_label", "prepare", "predict"), needs_project=False),
     "counts": PagePart(_counts, ("count_statistics",), starts_job=True),
-    "patterns": PagePart(_patterns, ("describe_patterns", "learn_patterns", "mode"), starts_job=True),
+    "patterns": PagePart(_patterns, ("describe_patterns", "learn_patterns", "mode", "moments"), starts_job=True),
     "exemplars": PagePart(_exemplars),
     "exemplar": PagePart(_exemplar),
-    "similar": PagePart(_similar, ("find_similar",), starts_job=True),
+    "similar": PagePart(_similar, ("find_similar", "moments"), starts_job=True),
     "versions": PagePart(_versions, ("version", "train")),
     "mode": PagePart(_mode, ("current", "mode", "train")),
     "auto": PagePart(_auto, ("jobs",)),
