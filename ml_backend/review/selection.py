@@ -44,7 +44,7 @@ def choose_diverse(
     uncertain candidates, as Wei, Iyer, Bilmes: "Submodularity in Data Subset Selection and Active Learning", ICML 2015.
     The greedy algorithm reaches ``1 - 1/e`` of the optimum (Nemhauser, Wolsey, Fisher 1978). It is evaluated lazily
     (Minoux 1978), and by gain per cost where costs differ (Leskovec et al.: "Cost-effective Outbreak Detection in
-    Networks", KDD 2007). A similarity of 0 is that of any two candidates on average, 1 that of the same vectors.
+    Networks", KDD 2007). A similarity of 0 is that of any two vectors on average, 1 that of the same ones.
 
     Args:
         needs: ``(n,)`` how much each candidate is worth; those of 0 or less are not chosen.
@@ -63,14 +63,11 @@ def choose_diverse(
         return []
     need, price = need[chosen], np.ones(len(chosen)) if costs is None else np.asarray(costs, np.float64)[chosen]
     unit = _normalised(np.asarray(vectors, np.float64)[chosen])
-    product = unit @ unit.T
-    usual = _usual(product, int(unit.any(axis=1).sum()))
-    similarity = _rescaled(product, usual)
+    others = np.zeros((0, unit.shape[1])) if known is None else _normalised(np.asarray(known, np.float64))
+    usual = _usual(np.concatenate([unit, others]))
+    similarity = _rescaled(unit @ unit.T, usual)
     np.fill_diagonal(similarity, 1.0)
-    likeness = np.zeros(len(need))
-    others = np.zeros((0, unit.shape[1])) if known is None else np.asarray(known, np.float64)
-    if len(others):
-        likeness = _rescaled(unit @ _normalised(others).T, usual).max(axis=1)
+    likeness = _rescaled(unit @ others.T, usual).max(axis=1, initial=0.0)
     covered = likeness.copy()
 
     def gain(j: int) -> float:
@@ -111,11 +108,12 @@ def _normalised(vectors: Float64Array) -> Float64Array:
     return np.asarray(vectors / np.where(norm > 0, norm, 1.0))
 
 
-def _usual(product: Float64Array, count: int) -> float:
-    """Return the mean cosine of two of ``count`` candidates with a vector, which is what all have in common."""
+def _usual(unit: Float64Array) -> float:
+    """Return the mean cosine of two of ``(n, d)`` vectors of length 1 or 0, which is what all have in common."""
+    count = int(unit.any(axis=1).sum())
     if count < 2:
         return 0.0
-    mean = float((product.sum() - count) / (count * (count - 1)))
+    mean = (float(np.square(unit.sum(axis=0)).sum()) - count) / (count * (count - 1))
     return mean if 0 < mean < 1 - 1e-6 else 0.0  # else all are the same
 
 
