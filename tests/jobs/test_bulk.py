@@ -109,7 +109,7 @@ def test_similar_tracks_of_several_tasks(here: Site, work: Work) -> None:
     problem = asking.post(
         "/api/similar",
         {**body, "action": "label", "new_label": "plane", "tracks": chosen(found[first])},
-        400,
+        422,
     )
     assert "'plane'" in problem["detail"]
 

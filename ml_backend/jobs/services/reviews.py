@@ -378,14 +378,14 @@ class Reviews:
             The first decision, with which the others are undone, unless there is none; the outcome of each track.
 
         Raises:
-            RequestError: there is no such label.
+            ConfigError: there is no such label.
             LabelStudioError: Label Studio refuses a change, or does not answer; those before are kept.
         """
         if label:
             config = cached_label_config(self._client.get_project(project_id).label_config)
             names = list(dict.fromkeys(item.value for control in config.video_controls for item in control.labels))
             if label not in names:
-                raise RequestError(f"There is no label {label[:80]!r}.", f"Choose one of {', '.join(names)}.")
+                raise ConfigError(f"There is no label {label[:80]!r}.", f"Choose one of {', '.join(names)}.")
         first, outcomes = 0, []
         tasks = list(dict.fromkeys(track.task_id for track in tracks))
         for task_id in tasks:
