@@ -233,7 +233,10 @@ rove(document);
 
 const chosenIn = (form) => [...form.elements].filter((item) => /^(tracks|exemplars)$/.test(item.name) && (item.type === "hidden" || item.checked));
 function count() {
-  for (const output of document.querySelectorAll("output[data-count]")) output.textContent = new Set(chosenIn(output.form).map((item) => item.value)).size;
+  for (const output of document.querySelectorAll("output[data-count]")) {
+    output.parentElement.hidden = false;
+    output.textContent = new Set(chosenIn(output.form).map((item) => item.value)).size;
+  }
 }
 function pick(point, on) {
   const form = document.getElementById("act-exemplars");
