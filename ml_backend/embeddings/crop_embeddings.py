@@ -127,10 +127,7 @@ def embed_tracks(
         VideoError: the file cannot be used.
         Interrupted: ``should_stop`` returned true; finished embeddings are stored.
     """
-    by_frame: dict[int, list[CropEmbedding]] = {}
-    for embedding in store.get(model_id):
-        by_frame.setdefault(embedding.frame, []).append(embedding)
-    embeddings = [_stored_embeddings(boxes, by_frame, k) for boxes in candidates]
+    embeddings = stored_embeddings(candidates, store.get(model_id), k)
     missing = {i: boxes for i, boxes in enumerate(candidates) if boxes and not embeddings[i]}
     if not missing:
         return embeddings
@@ -159,6 +156,16 @@ def embed_tracks(
         finally:
             flush(model)  # also if interrupted, for when the job is resumed
     return embeddings
+
+
+def stored_embeddings(
+    candidates: Sequence[Sequence[CropBox]], stored: Sequence[CropEmbedding], k: int
+) -> list[list[CropEmbedding]]:
+    """Return the embeddings of tracks as :func:`embed_tracks`, without those that are not stored."""
+    by_frame: dict[int, list[CropEmbedding]] = {}
+    for embedding in stored:
+        by_frame.setdefault(embedding.frame, []).append(embedding)
+    return [_stored_embeddings(boxes, by_frame, k) for boxes in candidates]
 
 
 def _stored_embeddings(

@@ -97,6 +97,14 @@ class ApiQueue:
     def agreement(self, project_id: int, *, model: bool) -> Job:
         return self._request("measure_agreement", [project_id, model], agreement_name(project_id, model))
 
+    def next_segments(self, project_id: int, segments: int, minutes: int) -> Job:
+        name = next_name(project_id, segments, minutes)
+        return self._request("choose_next", [project_id, segments, minutes], name, "annotate_next")
+
+    def order_tasks(self, project_id: int, segments: int, minutes: int) -> Job:
+        arguments = [project_id, segments, minutes]
+        return self._request("order_tasks", arguments, f"order-{project_id}", "annotate_next")
+
     def _request(self, function: str, args: list[Any], name: str, module: str = "api_jobs") -> Job:
         self._lister.check(args[0])
         # A person asks: no pause after a failure.
@@ -125,6 +133,10 @@ def patterns_name(project_id: int) -> str:
 
 def agreement_name(project_id: int, model: bool) -> str:
     return f"agreement-{project_id}" + ("-model" if model else "")
+
+
+def next_name(project_id: int, segments: int, minutes: int) -> str:
+    return f"next-{project_id}-{segments}-{minutes}"
 
 
 def similar_name(project_id: int, label: str, limit: int, safe: bool) -> str:

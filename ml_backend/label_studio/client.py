@@ -317,6 +317,57 @@ class LabelStudioClient:
         with self._errors(f"update the data of task {task_id}"):
             self.sdk.tasks.update(str(task_id), data=dict(data))
 
+    # -- the Data Manager
+
+    def set_task_field(self, project_id: int, task_id: int, name: str, value: str) -> None:
+        """Set one field of a task's data, which becomes a column of the Data Manager.
+
+        Label Studio changes this field only: other fields are neither sent nor lost, and the task does not count as
+        updated. It cannot remove a field.
+        """
+        import httpx
+
+        body = {"selectedItems": {"all": False, "included": [task_id]}, "project": project_id}
+        body |= {"value_name": name, "value_type": "String", "value": value}
+        with self._errors(f"set the field {name} of task {task_id}"):
+            response = httpx.post(
+                f"{self.url}/api/dm/actions",
+                params={"id": "add_data_field", "project": project_id},
+                json=body,
+                headers=self.auth_headers(),
+                timeout=self._timeout,
+            )
+            response.raise_for_status()
+
+    def put_tab(
+        self,
+        project_id: int,
+        title: str,
+        filters: Sequence[Mapping[str, Any]],
+        ordering: Sequence[str] = (),
+        conjunction: str = "and",
+    ) -> int:
+        """Make a tab of the Data Manager, or change the one of this title, whose columns stay as people set them.
+
+        Args:
+            filters: each with ``filter``, ``operator``, ``type`` and ``value``, as in Label Studio's API.
+            ordering: columns, as in Label Studio's API.
+
+        Returns:
+            The tab's id.
+        """
+        with self._errors(f"change the tab {title!r} of project {project_id}"):
+            tabs = [item for item in self.sdk.views.list(project=project_id) if (item.data or {}).get("title") == title]
+            chosen: dict[str, Any] = {
+                "filters": {"conjunction": conjunction, "items": [dict(item) for item in filters]}
+            }
+            chosen |= {"ordering": list(ordering)} if ordering else {}
+            if tabs:
+                self.sdk.views.update(str(tabs[0].id), project=project_id, data={**tabs[0].data, **chosen})
+                return int(tabs[0].id)
+            facts = {"title": title, "type": "list", "target": "tasks", **chosen}
+            return int(self.sdk.views.create(project=project_id, data=facts).id)
+
     # -- annotations and predictions
 
     def get_annotation(self, task_id: int) -> tuple[Task, Annotation | None]:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import moments, repairs
-from ml_backend.review.repair_json import ACCEPT, CONSENSUS, DISMISS, SKIP, digest
+from ml_backend.review.repair_json import ACCEPT, CONSENSUS, DISMISS, SKIP, UNCHANGING, digest
 
 if TYPE_CHECKING:
     from ml_backend.core.types import FloatArray
@@ -190,6 +190,12 @@ class MomentStore:
         rows = self._decisions(_decision(moment_id), repairs.c.action != SKIP)
         return rows[0] if rows else None
 
+    def marked(self, project_id: int) -> set[str]:
+        """Return the signatures of decisions in force about tracks that were found by their looks."""
+        found = (repairs.c.project_id == project_id) & (repairs.c.moment_id == "") & (repairs.c.signature != "")
+        with self._storage.read() as connection:
+            return set(connection.scalars(sa.select(repairs.c.signature).where(found, repairs.c.undone_at.is_(None))))
+
     def batch(self, decision: Row) -> list[Row]:
         """Return the decisions that are undone with one, including itself, newest first; none that was undone."""
         same = repairs.c.batch == decision["batch"] if decision["batch"] else repairs.c.id == decision["id"]
@@ -312,7 +318,7 @@ def _decision(moment_id: Any) -> sa.ColumnElement[bool]:
 
 def _in_force() -> sa.ColumnElement[bool]:
     """Restrict to repairs, which change regions, that are not undone."""
-    return sa.and_(repairs.c.undone_at.is_(None), repairs.c.action.not_in((SKIP, DISMISS)))
+    return sa.and_(repairs.c.undone_at.is_(None), repairs.c.action.not_in(UNCHANGING))
 
 
 def _open(query: Any, project_id: int, filters: Mapping[str, Any]) -> Any:

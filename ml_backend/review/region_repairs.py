@@ -227,9 +227,10 @@ def _repaired(before: Sequence[Region], repair: RepairJson) -> list[Region]:
     region = before[0]
     match repair["do"]:
         case "relabel":
-            if _labels(region) == [repair["label"]]:
+            labels = [repair["label"]] if repair["label"] else []
+            if _labels(region) == labels:
                 raise ValueError("expected another label")
-            return [_changed(region, {**region["value"], "labels": [repair["label"]]})]
+            return [_changed(region, {**region["value"], "labels": labels})]
         case "delete":
             return []
     tracks = [_track(item, number) for number, item in enumerate(before)]

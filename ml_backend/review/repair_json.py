@@ -9,8 +9,8 @@ from typing import Any
 #: ``do``, ``region``, and depending on that ``other``, ``frame``, ``first``, ``last``, ``label``, ``fill``, ``blend``,
 #: ``sequence``; or ``add`` with the whole region as ``added``. Frames are 1-based, on Label Studio's timeline.
 RepairJson = dict[str, Any]
-#: Answers that change no region. A skipped moment stays in the queue, at its end.
-SKIP, DISMISS = "skip", "dismiss"
+#: Answers that change no region. A skipped moment stays in the queue, at its end; a rejected track is not found again.
+SKIP, DISMISS, REJECT = UNCHANGING = ("skip", "dismiss", "reject")
 ACCEPT = "accept"
 #: A decision that wrote an annotation of its own, which is nobody's.
 CONSENSUS = "consensus"
@@ -31,7 +31,7 @@ def describe_json(repair: RepairJson) -> str:
         case "swap":
             return f"Exchanged with another track from frame {repair['frame']} on."
         case "relabel":
-            return f"Labelled {repair['label']}."
+            return f"Labelled {repair['label']}." if repair["label"] else "Label removed."
         case "end":
             return f"Kept from frame {repair['first']} to {repair['last']} only."
         case "add":

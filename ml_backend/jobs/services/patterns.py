@@ -124,6 +124,8 @@ class Patterns:
     ) -> tuple[list[SimilarTrack], list[str]]:
         """Return unannotated tracks that are most similar to a label's exemplars, and messages on skipped videos.
 
+        Those that somebody has labelled or rejected are left out.
+
         Args:
             safe_only: only tracks whose similarity passes the label's safe threshold.
 
@@ -132,6 +134,7 @@ class Patterns:
         """
         from ml_backend.embeddings.loading import use_embedder
         from ml_backend.labeling.few_shot.similarity_search import find_similar
+        from ml_backend.review.moment_store import MomentStore
 
         models = self.projects.models(project_id, download=True)
         embedder = require_embedder(models.classifier)
@@ -140,6 +143,7 @@ class Patterns:
             raise ConfigError(
                 f"Project {project_id} has learned no label yet.", "Annotate some tracks and submit them."
             )
+        marked = MomentStore(self._container.storage).marked(project_id)
         states = self._container.client.list_task_states(project_id)
         open_tasks = {state.id for state in states if not state.annotations}
         skipped: list[str] = []
@@ -153,11 +157,12 @@ class Patterns:
             embedder=lambda: use_embedder(embedder, self._settings),
             open_video=lambda stored: self._container.media.open(stored.uri, stored.task_id, project_id),
             tasks=open_tasks,
-            limit=limit,
+            limit=limit + len(marked),
             trained=models.trained is not None,
             on_skip=lambda stored, error: skipped.append(f"task {stored.task_id}: {error}"),
         )
-        return [track for track in tracks if track.safe or not safe_only], skipped
+        found = [track for track in tracks if track.key not in marked][:limit]
+        return [track for track in found if track.safe or not safe_only], skipped
 
     def _embedder(self, project_id: int) -> ResolvedModel:
         return require_embedder(self.projects.models(project_id, download=True).classifier)

@@ -7,7 +7,7 @@ annotation of the task, which later repairs change as long as nobody else has.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,7 +21,9 @@ from ml_backend.review.repair_json import (
     ACCEPT,
     CONSENSUS,
     DISMISS,
+    REJECT,
     SKIP,
+    UNCHANGING,
     RepairJson,
     describe_json,
     digest,
@@ -40,8 +42,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Moments that are accepted at once: each task takes Label Studio some tenths of a second.
+#: Moments that are accepted, and tasks that are changed, at once: each task takes Label Studio some tenths of a second.
 MAX_SIMILAR = 50
+#: Title of the Data Manager's tab with the tasks that people have chosen.
+CHOSEN_TAB = "Chosen in the control room"
 _HINT = "Reload the page: the task is looked at again."
 
 
@@ -78,6 +82,36 @@ class ManualRepair:
     annotation_id: int
     tracks: Mapping[str, str]
     answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenTrack:
+    """A track that was found by its looks, and chosen with others.
+
+    Attributes:
+        item: how the request names it.
+        label: what it was taken for.
+        region: its id; empty if it is known by its boxes only.
+        made: the region that the tracker made of it; ``None`` if it is known by its id.
+        dropped: whether it was too weak for a prediction, so that it is nowhere in Label Studio.
+        key: see :func:`~ml_backend.labeling.few_shot.similarity_search.track_key`; empty for annotated objects.
+    """
+
+    item: str
+    task_id: int
+    label: str
+    region: str = ""
+    made: Region | None = None
+    dropped: bool = False
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one of the chosen: ``reason`` is empty if it was done."""
+
+    item: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +350,7 @@ class Reviews:
         for task_id in tasks:
             with self._lock(task_id):
                 open_ones = [item for item in self.store.batch(decision) if item["task_id"] == task_id]
-                changed = [item for item in open_ones if item["action"] not in (DISMISS, SKIP)]
+                changed = [item for item in open_ones if item["action"] not in UNCHANGING]
                 try:
                     if changed:
                         self._revert(changed)
@@ -387,6 +421,137 @@ class Reviews:
         if not first:
             raise Conflict(left_out[0][1] if left_out else "No moment is like that one any more.", _HINT)
         return self._found(project_id, first), left_out
+
+    def found_tracks(self, project_id: int, label: str, chosen: Sequence[tuple[int, int, int]]) -> list[ChosenTrack]:
+        """Return tracks that a search for a label has found, as they are stored; those that are gone have no boxes.
+
+        Args:
+            chosen: task, index of the video within it, and track id.
+        """
+        from ml_backend.label_studio.regions import make_region
+        from ml_backend.labeling.few_shot.similarity_search import track_key
+
+        config = cached_label_config(self._client.get_project(project_id).label_config)
+        patterns = self._container.projects.patterns
+        found: dict[tuple[int, int, int], ChosenTrack] = {}
+        for task_id in {task for task, _, _ in chosen}:
+            for stored in patterns.tracks_of_project(project_id, task_id=task_id):
+                dropped = {record.track_id for record in stored.tracks.dropped}
+                for record in (*stored.tracks.tracks, *stored.tracks.dropped):
+                    place = task_id, stored.video_index, record.track_id
+                    if place not in chosen or stored.video_index >= len(config.video_controls):
+                        continue
+                    control = config.video_controls[stored.video_index]
+                    facts = (record.track_id, "", record.score, record.top_class)
+                    found[place] = ChosenTrack(
+                        "-".join(map(str, place)),
+                        task_id,
+                        label,
+                        made=make_region(record.value, control, *facts),
+                        dropped=record.track_id in dropped,
+                        key=track_key(label, task_id, stored.video_index, record),
+                    )
+        return [found.get(place) or ChosenTrack("-".join(map(str, place)), place[0], label) for place in chosen]
+
+    def relabel(
+        self, project_id: int, tracks: Sequence[ChosenTrack], label: str, by: str
+    ) -> tuple[Row | None, list[Outcome]]:
+        """Label tracks of any tasks, or reject them; those of a task all or none.
+
+        Args:
+            label: a label of the project; empty: the tracks are not what they were taken for. Those with that label
+                lose it, and a search for it leaves all of them out.
+
+        Returns:
+            The first decision, with which the others are undone, unless there is none; the outcome of each track.
+
+        Raises:
+            ConfigError: there is no such label.
+            LabelStudioError: Label Studio refuses a change, or does not answer; those before are kept.
+        """
+        if label:
+            config = cached_label_config(self._client.get_project(project_id).label_config)
+            names = list(dict.fromkeys(item.value for control in config.video_controls for item in control.labels))
+            if label not in names:
+                raise ConfigError(f"There is no label {label[:80]!r}.", f"Choose one of {', '.join(names)}.")
+        first, outcomes = 0, []
+        tasks = list(dict.fromkeys(track.task_id for track in tracks))
+        for task_id in tasks:
+            wanted = [track for track in tracks if track.task_id == task_id]
+            if task_id in tasks[MAX_SIMILAR:]:
+                outcomes += [Outcome(track.item, f"More than {MAX_SIMILAR} tasks were chosen.") for track in wanted]
+                continue
+            with self._lock(task_id):
+                try:
+                    numbers, told = self._relabel_task(project_id, task_id, wanted, label, by, first)
+                except (NotFound, Conflict, ConfigError) as error:
+                    outcomes += [Outcome(track.item, str(error)) for track in wanted]
+                    continue
+            outcomes += told
+            first = first or next(iter(numbers), 0)
+            if numbers:
+                self._container.queue.request_review(project_id, [task_id])
+        return (self._found(project_id, first) if first else None), outcomes
+
+    def open_tab(self, project_id: int, task_ids: Collection[int]) -> int:
+        """Show some tasks in a tab of Label Studio's Data Manager, instead of those before; return the tab's id."""
+        facts = {"filter": "filter:tasks:id", "operator": "equal", "type": "Number"}
+        chosen = [{**facts, "value": task_id} for task_id in sorted(task_ids)]
+        return self._client.put_tab(project_id, CHOSEN_TAB, chosen, conjunction="or")
+
+    def _relabel_task(
+        self,
+        project_id: int,
+        task_id: int,
+        tracks: Sequence[ChosenTrack],
+        label: str,
+        by: str,
+        batch: int,
+    ) -> tuple[list[int], list[Outcome]]:
+        """Relabel tracks of a task; return the decisions' ids and the outcomes."""
+        from ml_backend.datasets.selection import region_labels, submissions
+
+        task = self._task(project_id, task_id)
+        submission = next(iter(submissions(task, "missing")), None)
+        if submission is not None and submission.is_prediction and any(item.get("result") for item in task["drafts"]):
+            raise Conflict(f"Task {task_id} is being annotated by somebody.", "Wait until it is submitted.")
+        repairs: list[tuple[RepairJson, Mapping[str, Any]]] = []
+        rejected: list[Row] = []
+        outcomes, seen = [], set[str]()
+        for track in tracks:
+            facts = {"moment_id": "", "signature": track.key, "action": "relabel", "by": by}
+            region = _region_of(track, submission.result) if submission else None
+            region_id = str(region.get("id")) if region else ""
+            reason = ""
+            if region_id and region_id in seen:
+                pass  # several crops of one object
+            elif region is None and track.dropped and submission is not None:
+                if label and track.made:
+                    added = {**track.made, "value": {**track.made["value"], "labels": [label]}}
+                    shown = track.made["value"]["sequence"][0]["frame"]
+                    repairs.append(({"do": "add", "added": added, "label": label, "first": shown}, facts))
+                else:
+                    rejected.append({**facts, "action": REJECT})
+            elif region is None:
+                reason = f"Task {task_id} has no such track any more."
+            elif not label and track.label not in region_labels(region):
+                if track.key:
+                    rejected.append({**facts, "action": REJECT})
+                else:
+                    reason = f"The track is not labelled {track.label} any more."
+            elif region_labels(region) == [label]:
+                reason = f"The track is labelled {label} already."
+            else:
+                repairs.append(({"do": "relabel", "region": region_id, "label": label}, facts))
+            seen.add(region_id)
+            outcomes.append(Outcome(track.item, reason))
+        numbers: list[int] = []
+        if repairs and submission is not None:
+            numbers = self._carry_out(project_id, task, submission, repairs, batch)
+        if rejected:
+            fixed = {"project_id": project_id, "task_id": task_id, "description": ""}
+            numbers += self.store.add([{**fixed, **row} for row in rejected], batch or next(iter(numbers), 0))
+        return numbers, outcomes
 
     def _carry_out(
         self,
@@ -600,6 +765,19 @@ class Reviews:
             result = change.result
         self._client.update_annotation(annotation, result)
         self.store.note_written(annotation, digest(result))
+
+
+def _region_of(track: ChosenTrack, result: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the region of a task that shows a chosen track."""
+    from ml_backend.labeling.few_shot.annotated_objects import short_id
+    from ml_backend.review.region_repairs import is_same_track
+
+    regions = [dict(region) for region in result if region.get("type") == "videorectangle"]
+    if track.made is None:
+        return next((item for item in regions if track.region and short_id(str(item.get("id"))) == track.region), None)
+    made = track.made
+    exact = next((item for item in regions if is_same_track(item, made, exact=True)), None)
+    return exact or next((item for item in regions if is_same_track(item, made)), None)
 
 
 def _moment_facts(row: Row, answer: Answer) -> Row:

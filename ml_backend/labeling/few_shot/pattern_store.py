@@ -202,6 +202,12 @@ class PatternStore:
         with self.read() as connection:
             return [(row.id, _origin(row), row.thumbnail) for row in connection.execute(query)]
 
+    def origins(self, project_id: int, model: str, ids: Sequence[int]) -> dict[int, ExemplarOrigin]:
+        """Return where some exemplars come from, by id; those that do not exist any more are left out."""
+        query = _of_project(project_id, model).where(exemplars.c.id.in_(ids))
+        with self.read() as connection:
+            return {row.id: _origin(row) for row in connection.execute(query)}
+
     def counts(self, project_id: int, model: str) -> dict[str, dict[str, int]]:
         """Return the number of exemplars, annotated objects and tasks by label."""
         columns = (exemplars.c.label, exemplars.c.task_id, exemplars.c.region_id, exemplars.c.origin)
@@ -276,12 +282,14 @@ class PatternStore:
             body = connection.scalar(sa.select(track_sets.c.body).where(track_sets.c.key == key))
         return None if body is None else TrackSet.load(body)
 
-    def tracks_of_project(self, project_id: int, video: str = "") -> Iterator[StoredTracks]:
-        """Yield the newest track set of each video of a project (or of one video), one in memory at a time."""
+    def tracks_of_project(self, project_id: int, video: str = "", task_id: int = 0) -> Iterator[StoredTracks]:
+        """Yield the newest track set of each video of a project (or of one video, or task), one in memory at a time."""
         columns = (track_sets.c.key, track_sets.c.task_id, track_sets.c.part, track_sets.c.video, track_sets.c.uri)
         query = sa.select(*columns).where(track_sets.c.project_id == project_id).order_by(track_sets.c.created_at)
         if video:
             query = query.where(track_sets.c.video == video)
+        if task_id:
+            query = query.where(track_sets.c.task_id == task_id)
         with self.read() as connection:
             newest = {row.video: row for row in connection.execute(query)}
         for row in sorted(newest.values(), key=lambda row: (row.task_id, row.part)):

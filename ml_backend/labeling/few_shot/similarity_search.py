@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -32,6 +34,7 @@ class SimilarTrack:
         time: seconds.
         xyxy: box on that frame, in pixels.
         thumbnail: JPEG of the box.
+        key: digest of the label and the track, see :func:`track_key`.
     """
 
     task_id: int
@@ -46,6 +49,7 @@ class SimilarTrack:
     xyxy: tuple[float, float, float, float]
     original_class: str
     thumbnail: bytes
+    key: str = ""
 
     def summary(self) -> dict[str, Any]:
         """Return all but the thumbnail, for JSON."""
@@ -53,6 +57,7 @@ class SimilarTrack:
             "task": self.task_id,
             "part": self.video_index,
             "track": self.track_id,
+            "key": self.key,
             "score": round(self.score, 4),
             "safe": self.safe,
             "dropped": self.dropped,
@@ -61,6 +66,12 @@ class SimilarTrack:
             "bbox": [round(value, 1) for value in self.xyxy],
             "original_class": self.original_class,
         }
+
+
+def track_key(label: str, task_id: int, video_index: int, record: TrackRecord) -> str:
+    """Return a digest of a label and a track, 16 hex digits: the same while the track's boxes are."""
+    facts = [label, task_id, video_index, record.value.get("sequence")]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def find_similar(
@@ -152,4 +163,5 @@ def _similar(
         best.xyxy,
         record.top_class,
         best.thumbnail,
+        track_key(label, video.task_id, video.video_index, record),
     )

@@ -6,7 +6,7 @@ import io
 import math
 import platform
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -23,7 +23,7 @@ import ml_backend
 from ml_backend.core.errors import BackendError, ConfigError, Conflict, QueueUnavailable, WeightsError
 from ml_backend.core.files import SPARE_BYTES, free_bytes
 from ml_backend.core.outputs import Output, OutputFacts, project_of
-from ml_backend.jobs.api_queue import agreement_name, data_url, patterns_name, similar_name, stats_name
+from ml_backend.jobs.api_queue import agreement_name, data_url, next_name, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
 from ml_backend.jobs.queue import TRACKER_NOTE, clip_job, frames_job
 from ml_backend.jobs.services import reviews
@@ -340,14 +340,73 @@ def similar(query: requests.FindSimilar) -> tuple[responses.SimilarTracks, int]:
         lambda: container.api_queue.similar(*arguments),
         digest=container.projects.patterns.digest(query.project, embedder.model_id) or "",
     )
+    marked = container.reviews.store.marked(query.project)  # since the search
     return {
         "project": query.project,
         "label": query.label,
         "found_at": _iso(created_at),
-        "tracks": result.get("tracks", []),
+        "tracks": [item for item in result.get("tracks", []) if item.get("key") not in marked],
         "skipped": result.get("skipped", []),
         "job": job,
     }, 202 if job else 200
+
+
+@route("POST", "/similar", "Learn", errors=(422,), role="annotator")
+def act_on_similar(body: requests.ActOnSimilar) -> responses.BulkDone:
+    """Label, reject or open similar tracks.
+
+    In their tasks' predictions, as repairs by hand do; a track that was too weak for a prediction is added to it.
+    Rejected ones lose the label that was searched for, where they have it, and are not found again. All are undone at
+    once.
+    """
+    container = services()
+    places = list(dict.fromkeys((track.task, track.part, track.track) for track in body.tracks))
+    return _bulk(container, body, container.reviews.found_tracks(body.project, body.label, places))
+
+
+@route("POST", "/exemplars", "Learn", errors=(422,), role="annotator")
+def act_on_exemplars(body: requests.ActOnExemplars) -> responses.BulkDone:
+    """Label, reject or open the objects of exemplars.
+
+    Of an annotated task another annotation is made, as repairs by hand do. Rejected ones lose their label, so that they
+    do not teach it any more. All are undone at once.
+    """
+    container = services()
+    embedder = container.projects.models(body.project).classifier.embedder
+    patterns = container.projects.patterns
+    found = patterns.origins(body.project, embedder.model_id, body.exemplars) if embedder else {}
+    tracks, gone = [], []
+    for number in dict.fromkeys(body.exemplars):
+        origin = found.get(number)
+        if origin is None:
+            gone.append(reviews.Outcome(str(number), "There is no such exemplar any more."))
+        elif not origin.task_id:
+            gone.append(reviews.Outcome(str(number), "It was imported from another project."))
+        elif body.action == "reject" and not origin.label:
+            gone.append(reviews.Outcome(str(number), "It is an example of background already."))
+        else:
+            tracks.append(reviews.ChosenTrack(str(number), origin.task_id, origin.label, origin.region_id))
+    if body.action == "label" and not body.new_label:
+        raise ConfigError("No label is given.", "Give the label that the objects get as new_label.")
+    return _bulk(container, body, tracks, gone)
+
+
+def _bulk(
+    container: WebContainer,
+    body: requests.BulkAction,
+    tracks: Sequence[reviews.ChosenTrack],
+    gone: Sequence[reviews.Outcome] = (),
+) -> responses.BulkDone:
+    """Do what is asked for with tracks, and tell what became of them and of those that are ``gone``."""
+    decision, tab = None, None
+    if body.action != "open":
+        label = (body.new_label or tracks[0].label) if body.action == "label" and tracks else ""
+        decision, outcomes = container.reviews.relabel(body.project, tracks, label, _by(body.by))
+    else:
+        tab = container.reviews.open_tab(body.project, {track.task_id for track in tracks}) if tracks else None
+        outcomes = [reviews.Outcome(track.item) for track in tracks]
+    told = [responses.ItemOutcome(item=o.item, done=not o.reason, reason=o.reason) for o in (*outcomes, *gone)]
+    return {"repair": _decision(decision) if decision else None, "outcomes": told, "tab": tab}
 
 
 @route("GET", "/stats", "Label", 200, 202, starts_job=True)
@@ -866,6 +925,42 @@ def _decision(row: Mapping[str, Any]) -> responses.Repair:
         "undone_by": row["undone_by"] or None,
         "undone_at": row["undone_at"].isoformat() if row["undone_at"] else None,
     }
+
+
+@route("GET", "/review/next", "Review", 200, 202, starts_job=True)
+def next_segments(query: requests.ChooseNext) -> tuple[responses.NextSegments, int]:
+    """Choose what to annotate next.
+
+    Segments of about ten seconds, of predicted videos that nobody has annotated: where tracks are uncertain or moments
+    suspicious, and that look unlike each other and unlike what is annotated. A job chooses, once and then whenever
+    `fresh` is asked for.
+    """
+    container, minutes = services(), query.minutes or 0
+    created_at, result, job = _job_result(
+        next_name(query.project, query.segments, minutes),
+        lambda: container.api_queue.next_segments(query.project, query.segments, minutes),
+        max_age_s=math.inf,
+        refresh=query.fresh,
+    )
+    return {
+        "project": query.project,
+        "chosen_at": _iso(created_at),
+        "segments": result.get("segments", []),
+        "tasks": result.get("tasks", 0),
+        "of": result.get("of", 0),
+        "job": job,
+    }, 200 if created_at else 202
+
+
+@route("POST", "/review/next", "Review", 202)
+def order_tasks(body: requests.OrderTasks) -> responses.JobAnswer:
+    """Order Label Studio's tasks by what to annotate next.
+
+    What `GET /api/review/next` has chosen, or else chooses, is written to the field `annotate_next` of the tasks: their
+    place and their segments. The Data Manager gets a tab with these tasks in this order. Sending it again changes the
+    field and the tab; other fields stay.
+    """
+    return requested(services().api_queue.order_tasks(body.project, body.segments, body.minutes or 0))
 
 
 @route("GET", "/agreement", "Review", 200, 202, starts_job=True)

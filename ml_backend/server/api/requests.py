@@ -86,6 +86,7 @@ PersonName = Annotated[
 ]
 ReviewAction = Literal["accept", "split", "join", "swap", "relabel", "end", "delete", "dismiss", "skip"]
 ManualAction = Literal["split", "join", "swap", "relabel", "end", "delete"]
+BulkChoice = Literal["label", "reject", "open"]
 ExportFormat = Literal["annotations", FormatName]
 
 
@@ -232,6 +233,49 @@ class FindSimilar(OfProject):
     safe: Annotated[bool, Field(description="Only tracks similar enough to be labelled without review.")] = False
 
 
+class FoundTrack(RequestModel):
+    """A track of a search."""
+
+    task: TaskId
+    part: Annotated[int, Field(ge=0, lt=1000, description="Index of the video within the task."), _Whole]
+    track: Annotated[int, Field(ge=0, lt=1 << 31, description="As the search names it."), _Whole]
+
+
+class BulkAction(OfProject):
+    """What is done with several tracks."""
+
+    action: Annotated[
+        BulkChoice,
+        Field(
+            description="label: give them a label; reject: they are not what they were taken for; open: make a tab "
+            "of the Data Manager with their tasks."
+        ),
+    ]
+    new_label: Annotated[LabelName | None, Field(description="For the action label; by default the searched one.")] = (
+        None
+    )
+    by: PersonName | None = None
+
+
+class ActOnSimilar(BulkAction):
+    """What is done with tracks that a search for a label has found."""
+
+    label: LabelName
+    tracks: Annotated[
+        list[FoundTrack],
+        Field(min_length=1, max_length=200, examples=[[{"task": 3, "part": 0, "track": 7}]]),
+    ]
+
+
+class ActOnExemplars(BulkAction):
+    """What is done with the annotated objects of exemplars."""
+
+    exemplars: Annotated[
+        list[Annotated[int, Field(ge=1, lt=1 << 31), _Whole]],
+        Field(min_length=1, max_length=200, description="Ids of exemplars.", examples=[[12, 15]]),
+    ]
+
+
 class ShowExemplars(OfProject):
     """Selects exemplars."""
 
@@ -359,6 +403,32 @@ class UndoRepair(OfProject):
 
     repair: Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the decision."), _Whole]
     by: PersonName | None = None
+
+
+class Budget(OfProject):
+    """How much people can annotate next."""
+
+    segments: Annotated[int, Field(ge=1, le=200, description="Number of segments.", examples=[20]), _Whole] = 20
+    minutes: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=600,
+            description="Minutes of work in place of a number of segments: 3 s for each track of a segment, and 15 s "
+            "for each expected correction.",
+        ),
+        _Whole,
+    ] = None
+
+
+class ChooseNext(Budget):
+    """Selects what to annotate next."""
+
+    fresh: Annotated[bool, Field(description="Choose again.")] = False
+
+
+class OrderTasks(Budget):
+    """An order of tasks to show in Label Studio."""
 
 
 class MeasureAgreement(OfProject):

@@ -299,8 +299,8 @@ class SimilarTracks(Answer):
     tracks: Annotated[
         list[dict[str, Any]],
         Field(
-            description="Best first: score, safe, dropped (too weak for predictions), task, frame, time, bbox, "
-            "original_class, thumbnail (a data URL)."
+            description="Best first: score, safe, dropped (too weak for predictions), task, part, track, frame, time, "
+            "bbox, original_class, thumbnail (a data URL). Those that were labelled or rejected are left out."
         ),
     ]
     skipped: list[str]
@@ -482,11 +482,63 @@ class SimilarAccepted(Answer):
     left_out: list[LeftOut]
 
 
+class ItemOutcome(Answer):
+    """What became of one of several tracks."""
+
+    item: Annotated[str, Field(description="An exemplar's id, or task, part and track of a search with hyphens.")]
+    done: bool
+    reason: Annotated[str, Field(description="Why it was not done; else empty.")]
+
+
+class BulkDone(Answer):
+    """What was done with several tracks."""
+
+    repair: Annotated[Repair | None, Field(description="The first one; undoing it undoes all. null: none was needed.")]
+    outcomes: list[ItemOutcome]
+    tab: Annotated[int | None, Field(description="Id of the Data Manager's tab, for the action open.")]
+
+
 class Repairs(Answer):
     """Decisions about moments and tracks, newest first."""
 
     project: int
     repairs: list[Repair]
+
+
+class NextSegment(Answer):
+    """A segment of a video that is worth a person's time, and why."""
+
+    task: int
+    video: Annotated[str, Field(description="Name of the video's control in the label config.")]
+    file: str
+    first: Annotated[int, Field(description="First frame, as Label Studio counts: from 1.")]
+    last: int
+    start: Annotated[float, Field(description="Of the first frame, in seconds.")]
+    end: float
+    need: Annotated[float, Field(description="Expected number of corrections.")]
+    work_s: Annotated[int, Field(description="Estimated seconds of work.")]
+    tracks: Annotated[int, Field(description="Number of tracks in it.")]
+    uncertain: Annotated[int, Field(description="Number of these with a score below 0.5.")]
+    label: Annotated[str, Field(description="Of the least certain track; empty without one.")]
+    score: Annotated[float | None, Field(description="Of the least certain track, 0 to 1.")]
+    kinds: Annotated[dict[str, int], Field(description="Number of suspicious moments by kind.")]
+    covers: Annotated[int, Field(description="Number of other uncertain segments that look like this one.")]
+    likeness: Annotated[
+        float | None,
+        Field(description="To the most similar annotated object: 0 as any other one, 1 the same; null: unknown."),
+    ]
+    thumbnail: Annotated[str | None, Field(description="Of the least certain track; a data URL.")]
+
+
+class NextSegments(Answer):
+    """What to annotate next, the most worthwhile first."""
+
+    project: int
+    chosen_at: Annotated[Iso | None, Field(description="null until the job has finished.")]
+    segments: list[NextSegment]
+    tasks: Annotated[int, Field(description="Number of tasks that were looked at, those with the lowest scores.")]
+    of: Annotated[int, Field(description="Number of tasks with predictions and without annotations.")]
+    job: Annotated[Job | None, Field(description="Chooses; null once it has finished.")]
 
 
 class PairAgreement(Answer):

@@ -45,6 +45,48 @@ class _RepairTracks(requests.RepairTracks):
         return {**fields, "action": action, "tracks": tracks} | ({"label": label} if label else {})
 
 
+def _read_action(fields: dict[str, Any]) -> dict[str, Any]:
+    """Split a button's action from the label that it gives."""
+    action, _, label = str(fields.get("action", "")).partition(":")
+    return {**fields, "action": action} | ({"new_label": label} if label else {})
+
+
+class _ActOnSimilar(requests.ActOnSimilar):
+    """A track is its task, part and number in one field, a labelling one button with its label."""
+
+    tracks: Annotated[list[requests.FoundTrack], Field(max_length=200)] = []  # noqa: RUF012 -- Pydantic copies it
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        names = ("task", "part", "track")
+        tracks = [dict(zip(names, text.split("-"), strict=False)) for text in fields.get("tracks", ())]
+        return {**_read_action(fields), "tracks": tracks}
+
+
+class _ActOnExemplars(requests.ActOnExemplars):
+    """A labelling is one button with its label."""
+
+    exemplars: Annotated[list[int], Field(max_length=200)] = []  # noqa: RUF012 -- Pydantic copies it
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return _read_action(fields)
+
+
+def _act_on_similar(body: _ActOnSimilar) -> responses.BulkDone:
+    if not body.tracks:
+        raise Invalid("No track is selected.", "Select tracks in the list.")
+    return handlers.act_on_similar(body)
+
+
+def _act_on_exemplars(body: _ActOnExemplars) -> responses.BulkDone:
+    if not body.exemplars:
+        raise Invalid("No exemplar is selected.", "Tick exemplars, or draw a rectangle around points of the map.")
+    return handlers.act_on_exemplars(body)
+
+
 def _repair_tracks(body: _RepairTracks) -> responses.Repair:
     if not body.tracks:
         raise Invalid("No track is selected.", "Select tracks in the list.")
@@ -93,6 +135,9 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "accept_similar": handlers.accept_similar,
     "undo_repair": handlers.undo_repair,
     "write_consensus": handlers.write_consensus,
+    "order_tasks": handlers.order_tasks,
+    "act_on_similar": _act_on_similar,
+    "act_on_exemplars": _act_on_exemplars,
     "upload": uploads.upload_videos,
     "give_role": handlers.give_role,
 }
@@ -105,6 +150,8 @@ _ROLES_OF: Mapping[str, Callable[..., Any]] = {
     "cancel": handlers.cancel,
     "delete_file": handlers.delete_file,
     "repair_tracks": handlers.repair_tracks,
+    "act_on_similar": handlers.act_on_similar,
+    "act_on_exemplars": handlers.act_on_exemplars,
     "upload": uploads.upload_video,
 }
 
@@ -146,6 +193,10 @@ def perform(name: str) -> dict[str, Any]:
 def _parse_form(model: type[requests.RequestModel]) -> Any:
     """Parse the form as a request body; empty fields are dropped."""
     fields = {name: [value for value in values if value] for name, values in request.form.lists()}
-    body = {name: values if name in ("tasks", "tracks") else values[-1] for name, values in fields.items() if values}
+    body = {
+        name: values if name in ("tasks", "tracks", "exemplars") else values[-1]
+        for name, values in fields.items()
+        if values
+    }
     with validation_errors("field", "Reload the page."):
         return model.model_validate(body, strict=False)

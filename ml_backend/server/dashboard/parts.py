@@ -50,6 +50,8 @@ NOTICES = 5
 CLIPS_AHEAD, DECISIONS = 3, 5
 #: Similar moments that are listed.
 ALIKE = 20
+#: Segments that are chosen to be annotated next, unless another number is given.
+NEXT_SEGMENTS = 20
 #: Seconds for which a project's labels are cached.
 LABELS_S = 30.0
 #: The step in which a kind of job is requested.
@@ -61,6 +63,7 @@ STEP_OF = {
     "predict": "auto",
     "prepare": "auto",
     "refresh": "auto",
+    "order_tasks": "repair",
     "render_video": "review",
     "render_custom_video": "review",
     "export_project": "review",
@@ -171,8 +174,11 @@ def _counts(state: PageState) -> Context:
 def _patterns(state: PageState) -> Context:
     patterns = handlers.patterns_info(requests.OfProject(project=_project(state)))
     labels = list(patterns["labels"])
+    decisions = requests.ListRepairs(project=_project(state), limit=DECISIONS) if labels else None
     return {
         "patterns": patterns,
+        "project_labels": _labels(services(), _project(state)) if labels else [],
+        "decisions": handlers.repairs(decisions)["repairs"] if decisions else [],
         "exemplars_by_label": {label: _exemplars_of(state, label, FEW) for label in labels[:LABELS_WITH_THUMBNAILS]},
         "order": {label: number for number, label in enumerate(labels)},
         "key": charts.key,
@@ -206,7 +212,8 @@ def _similar(state: PageState) -> Context:
     with validation_errors("filter"):
         query = requests.FindSimilar(project=_project(state), label=label, limit=SIMILAR_TRACKS)
     similar, _ = handlers.similar(query)
-    return {"similar": similar, "label": label}
+    labels = [label, *(name for name in _labels(services(), _project(state)) if name != label)]
+    return {"similar": similar, "label": label, "project_labels": labels}
 
 
 def _versions(state: PageState) -> Context:
@@ -400,6 +407,19 @@ def _decimal(text: str) -> float | None:
         return None
 
 
+def _next(state: PageState) -> Context:
+    amount, unit = state.number("amount", 0), "minutes" if state.values.get("unit") == "minutes" else "segments"
+    chosen = {"budget": amount or NEXT_SEGMENTS, "unit": unit}
+    if not amount:
+        return {"found": None, **chosen}
+    with validation_errors("parameter", "Choose a smaller number."):
+        query = requests.ChooseNext.model_validate(
+            {"project": _project(state), unit: amount, "fresh": state.values.get("again") == "1"}
+        )
+    found, _ = handlers.next_segments(query)
+    return {"found": found, **chosen}
+
+
 def _agreement(state: PageState) -> Context:
     model = state.values.get("model") == "1"
     query = requests.MeasureAgreement(project=_project(state), model=model, fresh=state.values.get("fresh") == "1")
@@ -500,10 +520,10 @@ PARTS: Mapping[str, PagePart] = {
     "connection": PagePart(_connection, ("auto_label",)),
     "projects": PagePart(_projects, ("import_video", "auto_label", "prepare", "predict"), needs_project=False),
     "counts": PagePart(_counts, ("count_statistics",), starts_job=True),
-    "patterns": PagePart(_patterns, ("describe_patterns", "learn_patterns", "mode"), starts_job=True),
+    "patterns": PagePart(_patterns, ("describe_patterns", "learn_patterns", "mode", "moments"), starts_job=True),
     "exemplars": PagePart(_exemplars),
     "exemplar": PagePart(_exemplar),
-    "similar": PagePart(_similar, ("find_similar",), starts_job=True),
+    "similar": PagePart(_similar, ("find_similar", "moments"), starts_job=True),
     "versions": PagePart(_versions, ("version", "train")),
     "mode": PagePart(_mode, ("current", "mode", "train")),
     "auto": PagePart(_auto, ("jobs",)),
@@ -512,6 +532,7 @@ PARTS: Mapping[str, PagePart] = {
     "files": PagePart(_files, ("files",)),
     "agreement": PagePart(_agreement, ("measure_agreement",), starts_job=True),
     "consensus": PagePart(_consensus, ("moments",)),
+    "next": PagePart(_next, ("choose_next",), starts_job=True),
     "moments": PagePart(_moments, ("moments",), starts_job=True),
     "timeline": PagePart(_timeline, ("moments",)),
     "frame": PagePart(_frame, ("moments",)),

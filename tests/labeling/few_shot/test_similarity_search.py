@@ -238,10 +238,12 @@ def test_where_it_is(store: PatternStore, clip: Path) -> None:
     assert item.ls_frame == 7  # 24 frames a second on Label Studio's timeline, 12 in the file
     assert item.xyxy == (8.0, 50.0, 32.0, 70.0)
     assert item.thumbnail.startswith(b"\xff\xd8\xff")
+    assert len(item.key) == 16
     assert item.summary() == {
         "task": 10,
         "part": 2,
         "track": 77,
+        "key": item.key,
         "score": round(item.score, 4),
         "safe": item.safe,
         "dropped": False,

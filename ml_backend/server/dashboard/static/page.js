@@ -229,6 +229,81 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("htmx:afterSwap", (event) => rove(event.detail.target));
 rove(document);
 
+// -- choose points of the map by a rectangle or the space bar, and count what is ticked for the forms of many
+
+const chosenIn = (form) => [...form.elements].filter((item) => /^(tracks|exemplars)$/.test(item.name) && (item.type === "hidden" || item.checked));
+function count() {
+  for (const output of document.querySelectorAll("output[data-count]")) {
+    output.parentElement.hidden = false;
+    output.textContent = new Set(chosenIn(output.form).map((item) => item.value)).size;
+  }
+}
+function pick(point, on) {
+  const form = document.getElementById("act-exemplars");
+  if (!form || point.classList.contains("chosen") === on) return;
+  point.classList.toggle("chosen", on);
+  const id = point.dataset.id;
+  if (on) {
+    form.append(Object.assign(document.createElement("input"), { type: "hidden", name: "exemplars", value: id }));
+    form.closest(".part").dataset.dirty = ""; // a reload would forget it
+  } else {
+    for (const item of chosenIn(form)) if (item.type === "hidden" && item.value === id) item.remove();
+  }
+}
+let drawn = null; // the rectangle that is being drawn
+let moved = false;
+document.addEventListener("pointerdown", (event) => {
+  const map = event.target.closest?.("svg.map");
+  if (!map || event.button || !document.getElementById("act-exemplars")) return;
+  drawn = { map, x: event.clientX, y: event.clientY, box: null };
+});
+document.addEventListener("pointermove", (event) => {
+  if (!drawn || (!drawn.box && Math.hypot(event.clientX - drawn.x, event.clientY - drawn.y) < 5)) return;
+  if (!drawn.box) drawn.map.append((drawn.box = document.createElementNS("http://www.w3.org/2000/svg", "rect")));
+  drawn.box.setAttribute("class", "lasso");
+  const inverse = drawn.map.getScreenCTM().inverse();
+  const [a, b] = [[drawn.x, drawn.y], [event.clientX, event.clientY]].map(([x, y]) => new DOMPoint(x, y).matrixTransform(inverse));
+  for (const [name, value] of Object.entries({ x: Math.min(a.x, b.x), y: Math.min(a.y, b.y), width: Math.abs(a.x - b.x), height: Math.abs(a.y - b.y) }))
+    drawn.box.setAttribute(name, value);
+});
+function endDrawing(event) {
+  const { map, box } = drawn ?? {};
+  drawn = null;
+  moved = Boolean(box);
+  if (!box) return;
+  const { left, right, top, bottom } = box.getBoundingClientRect();
+  box.remove();
+  if (event.type === "pointercancel") return;
+  for (const point of map.querySelectorAll("a")) {
+    const at = point.getBoundingClientRect();
+    const [x, y] = [(at.left + at.right) / 2, (at.top + at.bottom) / 2];
+    if (x >= left && x <= right && y >= top && y <= bottom) pick(point, true);
+  }
+  count();
+}
+for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, endDrawing);
+document.addEventListener("dragstart", (event) => { if (event.target.closest?.("svg.map")) event.preventDefault(); });
+document.addEventListener("click", (event) => { // the drawing may end on a point
+  if (moved && event.target.closest?.("svg.map")) { event.preventDefault(); event.stopPropagation(); }
+  moved = false;
+}, true);
+document.addEventListener("keydown", (event) => {
+  const point = event.key === " " && event.target.closest?.("svg.map a");
+  if (!point) return;
+  event.preventDefault();
+  pick(point, !point.classList.contains("chosen"));
+  count();
+});
+document.addEventListener("change", count);
+document.addEventListener("htmx:afterSettle", count);
+document.addEventListener("htmx:afterRequest", ({ detail }) => { // what was done is not chosen any more
+  if (!detail.successful || !["act-exemplars", "act-similar"].includes(detail.elt.id)) return;
+  for (const item of chosenIn(detail.elt)) item.type === "hidden" ? item.remove() : (item.checked = false);
+  for (const point of document.querySelectorAll("svg.map a.chosen")) point.classList.remove("chosen");
+  count();
+});
+count();
+
 // -- keep the user's input: reload a part with the parameters of its last request, and not while it is in use
 
 const partOf = (item) => item?.closest?.(".part");
@@ -269,7 +344,7 @@ document.addEventListener("htmx:afterRequest", (event) => {
   if (!successful) return;
   if (target.matches(".part")) {
     const last = new URL(pathInfo.finalRequestPath, location.href);
-    last.searchParams.delete("fresh"); // applies once
+    for (const name of ["fresh", "again"]) last.searchParams.delete(name); // apply once
     target.dataset.last = last.pathname + last.search;
   }
   if (!elt.matches("form")) return;
