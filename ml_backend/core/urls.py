@@ -14,6 +14,10 @@ def extra_hint(url: str) -> str:
     return f"Install the extra [{extra}], from the project's folder: pip install '.[{extra}]'." if extra else ""
 
 
+#: Some cameras have the password in the path: rtsp://camera/user=admin_password=secret_channel=1.sdp
+_SECRET_IN_PATH = re.compile(r"(?i)(user(?:name)?|pass(?:word|wd)?|pwd|token|key)=[^&;/]*")
+
+
 def shown_url(url: str) -> str:
     """Return a URL for messages: without user, password, and query, which may have a password or signature too."""
-    return re.sub(r"//.*@", "//", url).partition("?")[0]
+    return _SECRET_IN_PATH.sub(r"\1=…", re.sub(r"//.*@", "//", url).partition("?")[0])

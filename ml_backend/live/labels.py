@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from ml_backend.core.boxes import box_area
-from ml_backend.core.errors import BackendError
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import FloatArray, Image
 from ml_backend.embeddings.crop_embeddings import CropEmbedding, MemoryCropEmbeddings
@@ -22,29 +22,32 @@ from ml_backend.embeddings.loading import use_embedder
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.labeling.label_assignment import DetectorLabels, LabelScores
 from ml_backend.labeling.track_classifier import TrackClassifier
+from ml_backend.live.failures import reason_of
 from ml_backend.tracking.track_record import TrackRecord, TrackSet
 
 log = logging.getLogger(__name__)
 
-#: Ages of a track, in seconds, from which its next crop is taken: soon a first one, then ones that look different.
+#: Ages of a track, in seconds, at which a crop is added.
 CROP_AGES_S = (0.0, 0.5, 1.5, 4.0)[:CROPS_PER_TRACK]
-#: Seconds in which the best crop of an age is looked for.
+#: Seconds from then in which a better crop replaces it.
 CHOICE_S = 0.3
 
 
 @dataclass(slots=True)
 class TrackCrops:
-    """The best crops of a track so far.
+    """The best crops of a track so far, and what they say of its label.
 
     Attributes:
         images: with their boxes, in order of time.
-        labelled: how many of them have been embedded.
+        embedded: how many of them have been embedded, or are about to be.
+        scores: of labels; ``None`` until they are known.
     """
 
     images: list[tuple[CropBox, Image]] = field(default_factory=list)
-    labelled: int = 0
+    embedded: int = 0
+    scores: LabelScores | None = None
 
-    def look(self, age_s: float, frame: int, box: FloatArray, conf: float, image: Image) -> None:
+    def offer(self, age_s: float, frame: int, box: FloatArray, conf: float, image: Image) -> None:
         """Keep the crop of a box if it is the first of the track's age, or better than that.
 
         Args:
@@ -66,9 +69,9 @@ class TrackCrops:
         else:
             self.images.append(kept)
 
-    def due(self, age_s: float) -> bool:
+    def has_new(self, age_s: float) -> bool:
         """Return whether there is a crop that was not embedded and will not be replaced."""
-        return len(self.images) > self.labelled and age_s >= CROP_AGES_S[len(self.images) - 1] + CHOICE_S
+        return len(self.images) > self.embedded and age_s >= CROP_AGES_S[len(self.images) - 1] + CHOICE_S
 
     def _quality_of_last(self) -> float:
         box, _ = self.images[-1]
@@ -84,23 +87,24 @@ class LabelRequest:
     """A track whose label is asked for.
 
     Attributes:
-        key: of camera and track.
+        crops: get the scores.
+        images: of the crops, with their boxes, as they are now.
         class_scores: sum of confidence per detector class.
-        crops: of the track, with their images.
     """
 
-    key: tuple[int, int]
+    crops: TrackCrops
+    images: Sequence[tuple[CropBox, Image]]
     class_scores: Mapping[str, float]
-    crops: Sequence[tuple[CropBox, Image]]
 
 
 class TrackLabeller:
     """Scores the labels of tracks in a thread, so that the picture need not wait. Use as a context manager.
 
-    Of several requests for one track the newest counts.
-
     Args:
         class_names: of the detector; empty if it tells no classes.
+
+    Attributes:
+        error: why labels are the detector's only; empty while the models work.
     """
 
     def __init__(
@@ -113,11 +117,7 @@ class TrackLabeller:
     ) -> None:
         self._classifier, self._settings, self._control, self._detector = classifier, settings, control, detector
         self._class_names = tuple(class_names)
-        self._wanted: dict[tuple[int, int], LabelRequest] = {}
-        self._scores: dict[tuple[int, int], LabelScores] = {}
-        self._changed = threading.Condition()
-        self._stopped = False
-        #: Why labels are the detector's only; empty while the models work.
+        self._requests: queue.SimpleQueue[LabelRequest | None] = queue.SimpleQueue()
         self.error = ""
         self._thread = threading.Thread(target=self._run, name="labels", daemon=True)
 
@@ -126,49 +126,37 @@ class TrackLabeller:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+        self._requests.put(None)
         self._thread.join()
 
-    def request(self, request: LabelRequest) -> None:
-        with self._changed:
-            self._wanted[request.key] = request
-            self._changed.notify_all()
-
-    def scores(self, key: tuple[int, int]) -> LabelScores | None:
-        """Return a track's scores; ``None`` until they are known."""
-        return self._scores.get(key)
-
-    def forget(self, key: tuple[int, int]) -> None:
-        """Drop what is kept of a track that is over."""
-        with self._changed:
-            self._wanted.pop(key, None)
-            self._scores.pop(key, None)
+    def request(self, crops: TrackCrops, class_scores: Mapping[str, float]) -> None:
+        """Score a track; its crops get the scores. Those of several requests come in their order."""
+        crops.embedded = len(crops.images)
+        self._requests.put(LabelRequest(crops, list(crops.images), dict(class_scores)))
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._wanted)
-                if self._stopped:
+        while (first := self._requests.get()) is not None:
+            requests = [first]
+            while not self._requests.empty():
+                if (request := self._requests.get()) is None:
                     return
-                requests, self._wanted = list(self._wanted.values()), {}
+                requests.append(request)
             try:
                 found = self._label(requests)
-                self.error = ""
-            except BackendError as error:
-                log.warning("Tracks keep the detector's labels: %s", error)
-                self.error = str(error)
+            except Exception as error:
+                log.warning("Tracks keep the detector's labels: %s", reason_of(error), exc_info=True)
+                self.error = reason_of(error)
                 continue
-            with self._changed:
-                self._scores.update({request.key: scores for request, scores in zip(requests, found, strict=True)})
+            self.error = ""
+            for request, scores in zip(requests, found, strict=True):
+                request.crops.scores = scores
 
     def _label(self, requests: Sequence[LabelRequest]) -> list[LabelScores]:
         models = self._classifier.models
         embeddings = MemoryCropEmbeddings()
         # Frames of several cameras have equal numbers.
         numbered = [
-            [(CropBox(100 * n + i, box.xyxy, box.conf), image) for i, (box, image) in enumerate(request.crops)]
+            [(CropBox(100 * n + i, box.xyxy, box.conf), image) for i, (box, image) in enumerate(request.images)]
             for n, request in enumerate(requests)
         ]
         crops = [crop for track in numbered for crop in track]

@@ -1,4 +1,4 @@
-"""The page on which cameras are watched: their pictures as MJPEG, and figures each second."""
+"""The page on which cameras are watched: each picture by a request, and figures each second."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from flask import Flask, Response, abort, jsonify, render_template
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from ml_backend.live.cameras import Cameras
-from ml_backend.live.session import LiveSession
 
-#: People who may watch one camera at a time: each has a thread.
-MAX_VIEWERS = 8
-#: Seconds without a new picture after which the last one is sent again, so that a viewer who has gone is noticed.
-IDLE_S = 5.0
-_BOUNDARY = "frame"
+#: Seconds for which a request waits for the next picture.
+WAIT_S = 1.0
 
 
 def make_page(cameras: Cameras) -> Flask:
@@ -41,36 +37,19 @@ def make_page(cameras: Cameras) -> Flask:
     def status() -> Response:
         return jsonify({"cameras": cameras.summaries()})
 
-    @app.get("/cameras/<int:number>.mjpg")
+    @app.get("/cameras/<int:number>.jpg")
     def picture(number: int) -> Response:
-        if number >= len(sessions):
+        if not 1 <= number <= len(sessions):
             abort(404)
-        session = sessions[number]
-        if session.viewers >= MAX_VIEWERS:
-            abort(503)
-        session.viewers += 1
-        response = Response(_parts(session), mimetype=f"multipart/x-mixed-replace; boundary={_BOUNDARY}")
-
-        @response.call_on_close
-        def gone() -> None:
-            session.viewers -= 1
-
-        return response
+        jpeg = sessions[number - 1].next_picture(WAIT_S)
+        return Response(jpeg, mimetype="image/jpeg") if jpeg else Response(status=204)
 
     return app
 
 
-def _parts(session: LiveSession) -> Iterator[bytes]:
-    number = 0
-    while not session.over:
-        number, jpeg = session.picture(number, IDLE_S)
-        if not jpeg:
-            continue
-        head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-        yield head.encode() + jpeg + b"\r\n"
-
-
 class _Quiet(WSGIRequestHandler):
+    timeout = 30  # seconds in which a client must send or read something
+
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Log nothing: the page asks each second."""
 

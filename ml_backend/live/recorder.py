@@ -9,15 +9,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Literal, get_args
 
 import cv2
 import numpy as np
 
-from ml_backend.core.errors import BackendError
+from ml_backend.core.files import safe_name
 from ml_backend.core.types import Image
+from ml_backend.live.failures import reason_of
 from ml_backend.live.session import LiveSession
 from ml_backend.video.writer import VideoWriter
 
@@ -28,7 +29,11 @@ RECORD_WHEN = get_args(RecordWhen)
 #: Frames a second of recordings.
 RATE = 15
 #: Seconds that are recorded before and after what is wanted, and of the longest recording.
-RUN_UP_S, AFTER_S, LONGEST_S = 3.0, 2.0, 60.0
+PRE_ROLL_S, POST_ROLL_S, LONGEST_S = 3.0, 2.0, 60.0
+#: Seconds by which the recorder may be late; after a longer pause of the process, say, a recording begins anew.
+LATE_S = 5.0
+#: Seconds from one try to record to the next, where the folder is full or cannot be written.
+RETRY_S = 10.0
 #: Quality of the frames that wait for their recording.
 _WAITING_QUALITY = 95
 
@@ -40,7 +45,7 @@ class RecordOptions:
     Attributes:
         when: ``all``; ``new``: tracks that the pattern bank knows no label for; ``uncertain``: tracks with a low score.
         labels: tracks with these labels, too.
-        seconds_a_day: of one camera.
+        seconds_a_day: of one camera, in UTC.
         max_bytes: of the folder.
     """
 
@@ -54,7 +59,7 @@ class RecordOptions:
         """Return why the newest picture is wanted; empty if it is not."""
         if "all" in self.when:
             return "all"
-        kinds, labels = session.noteworthy()
+        kinds, labels = session.recording_reasons()
         return ", ".join(sorted((kinds & self.when) | (labels & self.labels)))
 
 
@@ -63,12 +68,12 @@ class Recorded:
     """What was recorded of a camera.
 
     Attributes:
-        note: why nothing is recorded though it is wanted; empty otherwise.
+        paused_because: why nothing is recorded though it is wanted; empty otherwise.
     """
 
     videos: int = 0
     seconds: float = 0.0
-    note: str = ""
+    paused_because: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +81,16 @@ class _Tick:
     """What is recorded at one or more ticks of the clock.
 
     Attributes:
-        image: the newest frame; ``None`` without a picture.
+        image: the newest frame.
         jpeg: the same, compressed.
         count: ticks since the one before: more than 1 if the machine is too slow.
         reason: why it is wanted; empty if it is not.
     """
 
-    image: Image | None
-    jpeg: bytes = b""
-    count: int = 1
-    reason: str = ""
+    image: Image
+    jpeg: bytes
+    count: int
+    reason: str
 
 
 class Recorder:
@@ -101,74 +106,93 @@ class Recorder:
     def __init__(self, session: LiveSession, options: RecordOptions, on_video: Callable[[Path], None]) -> None:
         self._session, self._options, self._on_video = session, options, on_video
         self.recorded = Recorded()
-        self._run_up: deque[bytes] = deque(maxlen=round(RUN_UP_S * RATE))
+        self._pre_roll: deque[bytes] = deque(maxlen=round(PRE_ROLL_S * RATE))
         self._today: tuple[date, float] = (date.min, 0.0)
+        self._next_try = float("-inf")
 
     def run(self, stopped: threading.Event) -> None:
-        """Record until stopped, until the camera ends, or until nothing can be written."""
+        """Record until stopped, or until the camera ends."""
         ticks = self._ticks(stopped)
-        try:
-            for tick in ticks:
-                if tick.image is None:
-                    self._run_up.clear()
-                    continue
-                self._run_up.extend([tick.jpeg] * tick.count)
-                if tick.reason and self._may_record():
-                    self._record(tick.reason, tick.image.shape, ticks)
-        except BackendError as error:
-            log.warning("%s is not recorded any more: %s", self._session.source.name, error)
-            self.recorded.note = str(error)
-
-    def _ticks(self, stopped: threading.Event) -> Iterator[_Tick]:
-        """Yield the newest frame ``RATE`` times a second; one that stays is yielded again."""
-        due, index, jpeg = time.monotonic(), 0, b""
-        while not stopped.wait(max(0.0, due - time.monotonic())) and not self._session.over:
-            count = 1 + int(max(0.0, time.monotonic() - due) * RATE)
-            due += count / RATE
-            frame = self._session.source.newest(0, 0.0)
-            if frame is None or self._session.source.status.state != "running":
-                yield _Tick(None)
+        shape: tuple[int, ...] = ()
+        for tick in ticks:
+            if tick is None or tick.image.shape != shape:
+                shape = () if tick is None else tick.image.shape
+                self._pre_roll.clear()
+            if tick is None:
                 continue
+            self._pre_roll.extend([tick.jpeg] * tick.count)
+            if not tick.reason or time.monotonic() < self._next_try:
+                continue
+            try:
+                if seconds := self._seconds_left():
+                    self._record(tick, ticks, round(seconds * RATE))
+            except Exception as error:
+                log.warning("%s is not recorded: %s", self._session.source.name, reason_of(error), exc_info=True)
+                self.recorded.paused_because = reason_of(error)
+            if self.recorded.paused_because:
+                self._next_try = time.monotonic() + RETRY_S
+
+    def _ticks(self, stopped: threading.Event) -> Iterator[_Tick | None]:
+        """Yield the newest frame ``RATE`` times a second, one that stays again; ``None`` where there is a gap."""
+        due, index, jpeg = time.monotonic(), 0, b""
+        while not stopped.wait(max(0.0, due - time.monotonic())) and not self._session.finished:
+            late = max(0.0, time.monotonic() - due)
+            frame = self._session.source.newest(0, 0.0)
+            if late > LATE_S or frame is None or self._session.source.status.state != "running":
+                due = time.monotonic() + 1 / RATE
+                yield None
+                continue
+            count = 1 + int(late * RATE)
+            due += count / RATE
             if frame.index != index:
                 index, quality = frame.index, [cv2.IMWRITE_JPEG_QUALITY, _WAITING_QUALITY]
                 jpeg = bytes(cv2.imencode(".jpg", frame.image, quality)[1])
             yield _Tick(frame.image, jpeg, count, self._options.reason(self._session))
 
-    def _may_record(self) -> bool:
-        today = date.today()
+    def _seconds_left(self) -> float:
+        """Return how long the next recording may be; with 0, ``paused_because`` says why."""
+        today = datetime.now(timezone.utc).date()
         if self._today[0] != today:
             self._today = today, 0.0
-        used = sum(file.stat().st_size for file in self._options.folder.glob("*.mp4"))
-        if self._today[1] >= self._options.seconds_a_day:
-            self.recorded.note = "Today's minutes are used."
-        elif used >= self._options.max_bytes:
-            self.recorded.note = f"{self._options.folder} is full. Fix: move recordings away, or raise --record-gb."
-        else:
-            self.recorded.note = ""
-        return not self.recorded.note
+        left = self._options.seconds_a_day - self._today[1]
+        self.recorded.paused_because = ""
+        if left < PRE_ROLL_S:
+            self.recorded.paused_because = "Today's minutes are used."
+        elif sum(map(_size, self._options.folder.glob("*.mp4"))) >= self._options.max_bytes:
+            folder = self._options.folder
+            self.recorded.paused_because = f"{folder} is full. Fix: move recordings away, or raise --record-gb."
+        return 0.0 if self.recorded.paused_because else min(left, LONGEST_S)
 
-    def _record(self, reason: str, shape: tuple[int, ...], ticks: Iterator[_Tick]) -> None:
-        """Write one video: the run-up, and further ticks as long as they are wanted."""
-        name = re.sub(r"[^a-z0-9]+", "-", self._session.source.name.lower()).strip("-")[-40:]
-        path = self._options.folder / f"{name}-{datetime.now():%Y%m%d-%H%M%S}.mp4"
-        height, width = shape[:2]
-        with VideoWriter(path, width, height, RATE, comment=f"Recorded for: {reason}") as writer:
-            frames = len(self._run_up)
-            for jpeg in self._run_up:
+    def _record(self, first: _Tick, ticks: Iterator[_Tick | None], longest: int) -> None:
+        """Write one video: what came before, and further ticks as long as they are wanted, up to ``longest`` frames."""
+        name = safe_name(re.sub(r"\W+", "-", self._session.source.name).strip("-")[-40:])
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")[:-3]
+        path = self._options.folder / f"{name}-{self._session.number}-{stamp}.mp4"
+        height, width = first.image.shape[:2]
+        frames = unwanted = 0
+        with VideoWriter(path, width, height, RATE, comment=f"Recorded for: {first.reason}") as writer:
+            for jpeg in self._pre_roll:
                 writer.write(np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), np.uint8))
-            self._run_up.clear()
-            unwanted = 0
+                frames += 1
+            self._pre_roll.clear()
             for tick in ticks:
-                if tick.image is None or tick.image.shape != shape:
+                if tick is None or tick.image.shape != first.image.shape:
                     break
-                for _ in range(tick.count):
+                count = min(tick.count, longest - frames)
+                for _ in range(count):
                     writer.write(tick.image)
-                frames += tick.count
-                unwanted = 0 if tick.reason else unwanted + tick.count
-                if unwanted > AFTER_S * RATE or frames >= LONGEST_S * RATE:
+                frames += count
+                unwanted = 0 if tick.reason else unwanted + count
+                if unwanted > POST_ROLL_S * RATE or frames >= longest:
                     break
-        seconds = frames / RATE
-        self._today = self._today[0], self._today[1] + seconds
+        self._today = self._today[0], self._today[1] + frames / RATE
         self.recorded.videos += 1
-        self.recorded.seconds = round(self.recorded.seconds + seconds, 2)
+        self.recorded.seconds = round(self.recorded.seconds + frames / RATE, 2)
         self._on_video(path)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # finished, or moved away, meanwhile
+        return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +31,8 @@ SCHEMES = ("rtsp", "rtsps", "http", "https", "udp", "rtp", "tcp")
 _PROTOCOLS = "rtsp,rtsps,rtp,rtcp,udp,tcp,tls,http,https,httpproxy,crypto,hls"
 #: Seconds until a camera must have answered, and in which it must send something.
 OPEN_S, SILENT_S = 10.0, 5.0
+#: Seconds without a frame after which objects cannot be followed any more.
+GAP_S = 2.0
 #: Seconds from a lost camera to the first try, doubled with each failure up to the longest.
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 
@@ -44,13 +45,15 @@ class SourceStatus:
 
     Attributes:
         frames: received ones.
-        lost: how often the connection was lost, or could not be made.
-        error: why it was, without user and password; empty while it runs.
+        times_lost: how often the connection was lost, or could not be made.
+        gaps: how often frames came after ``GAP_S`` seconds without one.
+        error: why it is lost, without user and password; empty while it runs.
     """
 
     state: SourceState = "connecting"
     frames: int = 0
-    lost: int = 0
+    times_lost: int = 0
+    gaps: int = 0
     error: str = ""
 
 
@@ -75,17 +78,20 @@ class LiveSource:
         self.name = shown_url(address)
         self.status = SourceStatus()
         self._address, self._width, self._repeat = address, width, repeat
-        self._device = f"/dev/video{address}" if address.isdecimal() else address if _is_device(address) else ""
+        self._device = f"/dev/video{address}" if address.isdecimal() else address if address.startswith("/dev/") else ""
         self._file: Path | None = None
         scheme = urlsplit(address).scheme.lower() if "://" in address else ""
         if scheme and scheme not in SCHEMES:
             raise ConfigError(f"There are no cameras of {scheme}://.", f"Use one of {', '.join(SCHEMES)}.")
+        if not scheme and "@" in address and not Path(address).exists():  # its password must not be shown
+            raise ConfigError("A camera's address has no protocol.", f"Begin it with {'://, '.join(SCHEMES)}://.")
         if not scheme and not self._device:
             self._file = check_file(address)
             probe(self._file)
             self.name = self._file.name
         self._changed = threading.Condition()
         self._frame: Frame | None = None
+        self._converting = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"camera {self.name}", daemon=True)
 
@@ -94,8 +100,12 @@ class LiveSource:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopped.set()
+        self.stop()
         self._thread.join(OPEN_S + SILENT_S)
+
+    def stop(self) -> None:
+        """End reading, without waiting for it."""
+        self._stopped.set()
 
     def newest(self, after: int, timeout_s: float) -> Frame | None:
         """Return the newest frame.
@@ -113,7 +123,11 @@ class LiveSource:
 
         with self._changed:
             self._changed.wait_for(news, timeout_s)
-            return self._frame if self._frame is not None and self._frame.index > after else None
+            frame = self._frame if self._frame is not None and self._frame.index > after else None
+        if frame is not None:
+            with self._converting:  # several may ask for a frame, but FFmpeg's scaler serves one at a time
+                _ = frame.image
+        return frame
 
     def _run(self) -> None:
         """Read until the end of a file or until stopped; connect again when the camera is lost."""
@@ -121,12 +135,12 @@ class LiveSource:
         while not self._stopped.is_set():
             before = self.status.frames
             try:
-                for image in self._file_images() if self._file else self._camera_images():
+                for image in self._file_frames() if self._file else self._camera_frames():
                     self._keep(image)
                     if self._stopped.is_set():
                         return
                 error = "" if self._file else "It has ended the connection"
-            except (BackendError, OSError, av.error.FFmpegError) as failure:
+            except Exception as failure:  # noqa: BLE001 - whatever it sends; the log and the page say why
                 error = _reason(failure)
             if self._file and (error or not self._repeat):
                 self._set("ended", error)
@@ -135,7 +149,7 @@ class LiveSource:
                 pause = SHORTEST_PAUSE_S
             if error:
                 log.warning("%s is lost: %s. Next try in %.1f s.", self.name, error, pause)
-                self.status.lost += 1
+                self.status.times_lost += 1
                 self._set("lost", error)
                 self._stopped.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -149,10 +163,12 @@ class LiveSource:
         with self._changed:
             self.status.frames += 1
             self.status.state, self.status.error = "running", ""
-            self._frame = Frame(self.status.frames, time.monotonic(), image)
+            now = time.monotonic()
+            self.status.gaps += self._frame is not None and now - self._frame.time > GAP_S
+            self._frame = Frame(self.status.frames, now, image)
             self._changed.notify_all()
 
-    def _file_images(self) -> Iterator[Callable[[], Image]]:
+    def _file_frames(self) -> Iterator[Callable[[], Image]]:
         """Yield functions that convert the frames of a file, when they are due."""
         assert self._file is not None
         info = probe(self._file)
@@ -163,22 +179,28 @@ class LiveSource:
                 return
             yield partial(getattr, frame, "image")
 
-    def _camera_images(self) -> Iterator[Callable[[], Image]]:
+    def _camera_frames(self) -> Iterator[Callable[[], Image]]:
         """Yield functions that convert the frames of a camera: those that are dropped are not converted."""
         with _open_camera(self._device, self._address) as container:
             stream = select_stream(self.name, container)
             stream.thread_type = "SLICE"  # threads by frame would keep as many frames back
+            decoded = time.monotonic()
             for packet in demux(container, stream):
-                for frame in packet.decode():
+                try:
+                    frames = packet.decode()
+                except av.error.EOFError:
+                    return
+                except av.error.InvalidDataError as error:  # damaged on its way: a later key frame heals it
+                    if time.monotonic() - decoded > OPEN_S:
+                        raise VideoError("What it sends cannot be decoded.") from error
+                    continue
+                for frame in frames:
+                    decoded = time.monotonic()
                     width, height = self._size(frame.width, frame.height)
                     yield partial(frame.to_ndarray, format="bgr24", width=width, height=height)
 
     def _size(self, width: int, height: int) -> tuple[int, int]:
         return scaled_size(width, height, min(1.0, self._width / width))
-
-
-def _is_device(address: str) -> bool:
-    return re.fullmatch(r"/dev/video\d+", address) is not None
 
 
 @contextmanager
@@ -187,7 +209,7 @@ def _open_camera(device: str, address: str) -> Iterator[Any]:
         options: dict[str, Any] = {"format": "v4l2"}
     else:
         wanted = {"protocol_whitelist": _PROTOCOLS, "rtsp_transport": "tcp", "fflags": "nobuffer"}
-        options = {"options": wanted, "timeout": (OPEN_S, SILENT_S)}
+        options = {"options": wanted, "timeout": (OPEN_S, SILENT_S), "metadata_errors": "replace"}
     container = av.open(device or address, **options)
     try:
         yield container
@@ -197,8 +219,10 @@ def _open_camera(device: str, address: str) -> Iterator[Any]:
 
 def _reason(error: Exception) -> str:
     """Return why a camera cannot be read, without its address, which may have a password."""
-    if isinstance(error, VideoError):
+    if isinstance(error, BackendError):
         return error.message.rstrip(".")
+    if isinstance(error, av.error.ExitError):  # FFmpeg's word for our time limit
+        return "It does not answer"
     if isinstance(error, av.error.HTTPUnauthorizedError):
         return "It refuses user or password (401)"
     return (getattr(error, "strerror", None) or type(error).__name__).rstrip(".")

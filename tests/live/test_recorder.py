@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from ml_backend.core.errors import ConfigError
 from ml_backend.core.settings import Settings
 from ml_backend.live.cameras import Cameras, open_cameras
 from ml_backend.live.page import serve_page
@@ -18,7 +20,8 @@ from ml_backend.live.recorder import RATE, RecordOptions
 from ml_backend.live.source import LiveSource
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_frames
-from tests.builders import label_config, make_clip, run_command, wait_for
+from tests.builders import label_config, make_clip, outside, run_command, wait_for
+from tests.live.cameras import mjpeg
 
 
 @pytest.fixture
@@ -47,14 +50,14 @@ def test_what_is_wanted_is_recorded_with_its_run_up(
     with (
         open_cameras([source], config, settings(detector="motion"), None, options, done.append) as cameras,
         serve_page(cameras, 0) as address,
-        httpx.stream("GET", f"{address}cameras/0.mjpg", timeout=600),
     ):
+        wait_for(lambda: httpx.get(f"{address}cameras/1.jpg", timeout=600).status_code == 200, what="a picture")
         wait_for(lambda: list((tmp_path / "recordings").glob(".*.mp4")) or done, what="a recording")
     summary = recorded(cameras)
     assert done == sorted((tmp_path / "recordings").iterdir())
     assert summary["videos"] == len(done) >= 1
-    assert summary["note"] == ""
-    assert all(path.name.startswith("t-r-1-mp4-") for path in done)
+    assert summary["paused_because"] == ""
+    assert all(path.name.startswith("Tür-1-mp4-1-") for path in done)
     facts = [probe(path) for path in done]
     assert all((info.codec, info.fps, info.width, info.height) == ("h264", RATE, 320, 240) for info in facts)
     assert summary["seconds"] == pytest.approx(sum(info.frames for info in facts) / RATE, abs=0.1)
@@ -71,10 +74,10 @@ def test_everything_is_recorded_in_parts_and_what_is_not_wanted_is_not(
     with open_cameras(sources, config, settings(detector="motion"), None, everything) as cameras:
         wait_for(lambda: list((tmp_path / "all").glob(".*.mp4")), what="a recording")
     assert recorded(cameras)["videos"] == 1
-    other = RecordOptions(tmp_path / "other", frozenset({"new"}), frozenset({"another"}))
+    other = RecordOptions(tmp_path / "other", frozenset({"new"}))
     with open_cameras([LiveSource(str(clip))], config, settings(detector="motion"), None, other) as cameras:
         wait_for(lambda: not cameras.running, what="the end")
-    assert recorded(cameras) == {"videos": 0, "seconds": 0.0, "note": ""}
+    assert recorded(cameras) == {"videos": 0, "seconds": 0.0, "paused_because": ""}
     assert not (tmp_path / "other").exists()
 
 
@@ -86,7 +89,7 @@ def test_the_budget_is_kept_and_said(
 ) -> None:
     options = RecordOptions(tmp_path / "recordings", frozenset({"all"}), **limits)  # type: ignore[arg-type]
     with open_cameras([LiveSource(str(clip))], config, settings(detector="motion"), None, options) as cameras:
-        wait_for(lambda: note in recorded(cameras)["note"], what="the note")
+        wait_for(lambda: note in recorded(cameras)["paused_because"], what="the note")
     assert recorded(cameras)["videos"] == 0
 
 
@@ -97,10 +100,10 @@ def test_a_folder_that_cannot_be_written_ends_recording_only(
     options = RecordOptions(tmp_path / "recordings", frozenset({"all"}))
     source = LiveSource(str(clip), repeat=True)
     with open_cameras([source], config, settings(detector="motion"), None, options) as cameras:
-        wait_for(lambda: recorded(cameras)["note"], what="the note")
-        looked_at = cameras.sessions[0].looked_at
-        wait_for(lambda: cameras.sessions[0].looked_at > looked_at, what="further frames")
-    assert "recordings" in recorded(cameras)["note"]
+        wait_for(lambda: recorded(cameras)["paused_because"], what="the note")
+        before = cameras.sessions[0].frames_processed
+        wait_for(lambda: cameras.sessions[0].frames_processed > before, what="further frames")
+    assert "recordings" in recorded(cameras)["paused_because"]
 
 
 def test_recordings_become_tasks(clip: Path, config: Path, tmp_path: Path, label_studio: Any) -> None:
@@ -113,7 +116,39 @@ def test_recordings_become_tasks(clip: Path, config: Path, tmp_path: Path, label
     (found,) = json.loads(done.stdout.splitlines()[-1])["cameras"]
     assert found["recorded"]["videos"] >= 1
     tasks = list(label_studio.client().list_task_states(project))
-    assert len(tasks) == found["recorded"]["videos"] == done.stderr.count("imported t-r-1-mp4-")
+    assert len(tasks) == found["recorded"]["videos"] == done.stderr.count("imported Tür-1-mp4-1-")
+
+
+def test_a_camera_over_http_that_changes_its_size_is_recorded(
+    clip: Path, config: Path, tmp_path: Path, settings: Callable[..., Settings]
+) -> None:
+    """Session and recorder read each frame at once."""
+    stopped, small = threading.Event(), make_clip(tmp_path / "small.mp4", size=(160, 120))
+    options = RecordOptions(tmp_path / "recordings", frozenset({"all"}))
+    with outside() as camera:
+        camera.special["/stream"] = mjpeg(clip, 60, stopped)
+        source = LiveSource(f"{camera.url}/stream")
+        with open_cameras([source], config, settings(detector="motion"), None, options) as cameras:
+            wait_for(lambda: source.status.state == "lost", what="the end of the connection")
+            camera.special["/stream"] = mjpeg(small, 0, stopped)
+            wait_for(lambda: recorded(cameras)["videos"] >= 1, what="a recording")
+            frames = source.status.frames
+            wait_for(lambda: source.status.frames > frames + 20, what="frames of another size")
+            stopped.set()
+    sizes = {(info.width, info.height) for info in map(probe, (tmp_path / "recordings").iterdir())}
+    assert sizes == {(320, 240), (160, 120)}
+    assert recorded(cameras)["paused_because"] == ""
+
+
+def test_a_label_that_does_not_exist_is_refused(
+    clip: Path, config: Path, tmp_path: Path, settings: Callable[..., Settings]
+) -> None:
+    options = RecordOptions(tmp_path / "recordings", labels=frozenset({"thign"}))
+    with (
+        pytest.raises(ConfigError, match="no label 'thign'"),
+        open_cameras([LiveSource(str(clip))], config, settings(detector="motion"), None, options),
+    ):
+        raise AssertionError("it is opened")
 
 
 def test_options_that_need_a_folder(clip: Path, config: Path, tmp_path: Path) -> None:

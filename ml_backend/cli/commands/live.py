@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import signal
 import sys
 import threading
 import time
@@ -93,6 +94,7 @@ def main(
     chosen = {name: value for name, value in options.items() if value is not None}
     settings = settings_in_force().model_copy(update=chosen)
     cameras = None
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
         with ExitStack() as stack:
             opened = [LiveSource(source, width=width, repeat=repeat) for source in sources]
@@ -105,13 +107,15 @@ def main(
             try:
                 address = stack.enter_context(serve_page(cameras, port))
             except (OSError, SystemExit):  # werkzeug exits where a port is in use
-                raise click.UsageError(f"Port {port} is in use. Fix: choose another one with --port.") from None
+                raise click.UsageError(f"Port {port} cannot be used. Fix: choose another one with --port.") from None
             click.echo(f"Watch it at {address} (Ctrl-C ends)", err=True)
             end = time.monotonic() + (seconds or float("inf"))
             while cameras.running and time.monotonic() < end:
                 time.sleep(POLL_S)
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if cameras is None:
         return
     summaries = cameras.summaries()
@@ -126,7 +130,7 @@ def main(
 def _importing(project: int) -> Iterator[Callable[[Path], None]]:
     """Import recordings into a project, one after the other; yields a function that takes a file.
 
-    A file that cannot be imported is tried again with the next one, and at the end.
+    Where Label Studio is away, a file is tried again with the next one, and at the end.
     """
     container = container_in_force(project)
     importer = Importer(LabelStudioClient.from_settings(container.settings), project, container.settings)
@@ -139,22 +143,24 @@ def _importing(project: int) -> Iterator[Callable[[Path], None]]:
         for left in _import(waiting, importer):
             click.echo(f"Not imported: {left}. Fix: scripts/import_videos.py --project {project} {left}", err=True)
 
-    thread = threading.Thread(target=run, name="import")
+    thread = threading.Thread(target=run, name="import", daemon=True)
     thread.start()
     try:
         yield files.put
     finally:
         files.put(None)
+        if not files.empty():
+            click.echo("Recordings are being imported; Ctrl-C leaves them in their folder.", err=True)
         thread.join()
 
 
 def _import(paths: list[Path], importer: Importer) -> list[Path]:
-    """Import recordings; return those that could not be."""
+    """Import recordings; return those to try again."""
     done: set[Path] = set()
     try:
         for outcome in importer.run(paths):
             click.echo(f"{outcome.status} {outcome.path.name}: {outcome.detail}", err=True)
-            if outcome.status != "failed":
+            if outcome.error is None or not outcome.error.retryable:
                 done.add(outcome.path)
     except BackendError as error:
         click.echo(f"Recordings wait to be imported: {error}", err=True)

@@ -10,13 +10,13 @@ const STATES = {
 function text(name, value) {
   if (name.startsWith("latency")) return `${Math.round(value * 1000)} ms`;
   if (name !== "recorded") return String(value);
-  return [`${value.videos} videos, ${Math.round(value.seconds)} s`, value.note].filter(Boolean).join(": ");
+  return [`${value.videos} videos, ${Math.round(value.seconds)} s`, value.paused_because].filter(Boolean).join(": ");
 }
 
 function show(section, camera) {
   const state = section.querySelector(".state");
-  state.textContent = [STATES[camera.state], camera.error].filter(Boolean).join(": ");
-  state.classList.toggle("problem", Boolean(camera.error));
+  state.textContent = [STATES[camera.state], camera.error, camera.note].filter(Boolean).join(": ");
+  state.classList.toggle("problem", Boolean(camera.error || camera.note));
   for (const cell of section.querySelectorAll("[data-fact]")) {
     cell.textContent = text(cell.dataset.fact, camera[cell.dataset.fact]);
   }
@@ -44,4 +44,15 @@ async function refresh() {
   setTimeout(refresh, 1000);
 }
 
+// One request for each picture: a stream for each camera would take all connections that browsers allow.
+function watch(image) {
+  const address = image.getAttribute("src");
+  let number = 0;
+  const next = () => { image.src = `${address}?${++number}`; };
+  image.onload = () => setTimeout(next, 20);
+  image.onerror = () => setTimeout(next, 1000);
+  if (image.complete) next();
+}
+
+document.querySelectorAll("[data-camera] img").forEach(watch);
 refresh();
