@@ -391,7 +391,7 @@ def test_deleted_tracks_are_seen_to_teach(room: Room) -> None:
     text = page(room, "/ui/part/patterns?project=7")
     assert "Background</h3>" in text
     assert "Tracks that people deleted" in text
-    assert 'alt="Background, task 1, frame 3"' in text
+    assert 'aria-label="Background, task 1, frame 3"' in text
     assert "Find more like this" not in text
 
 
