@@ -21,9 +21,10 @@ from ml_backend.jobs.api_queue import data_url, next_name
 from ml_backend.jobs.job_context import JobContext, api_job
 from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.label_studio.client import NotFound
-from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE
+from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE, LabelConfig
 from ml_backend.label_studio.media import canonical_uri
-from ml_backend.label_studio.regions import stated_frames
+from ml_backend.label_studio.regions import MALFORMED, stated_frames
+from ml_backend.label_studio.timeline import MAX_TIMELINE
 from ml_backend.labeling.few_shot.pattern_store import video_key
 from ml_backend.review.moment_store import MAX_PER_TASK, MomentStore
 from ml_backend.review.segments import Segment, SegmentMoment, find_segments
@@ -73,9 +74,10 @@ def order_tasks(context: JobContext, project_id: int, segments: int, minutes: in
     client = context.container.client
     published = context.container.queue.published(next_name(project_id, segments, minutes))
     chosen = published[1] if published else _choose(context, project_id, segments, minutes)
-    texts = field_texts(chosen["segments"])
     report = context.step("writing")
     states = list(client.list_task_states(project_id))
+    open_tasks = {state.id for state in states if not state.annotations}  # others were annotated since the choice
+    texts = field_texts([item for item in chosen["segments"] if item["task"] in open_tasks])
     for done, state in enumerate(states, start=1):
         now, wanted = str(state.data.get(FIELD) or ""), texts.get(state.id, "")
         if now != wanted:
@@ -83,7 +85,7 @@ def order_tasks(context: JobContext, project_id: int, segments: int, minutes: in
         report(done, len(states))
     named = {"filter": f"filter:tasks:data.{FIELD}", "operator": "contains", "type": "String", "value": ":"}
     tab = client.put_tab(project_id, TAB, [named], [f"tasks:data.{FIELD}"])
-    return {"tasks": len(texts.keys() & {state.id for state in states}), "tab": tab}
+    return {"tasks": len(texts), "tab": tab}
 
 
 def field_texts(segments: Sequence[Mapping[str, Any]]) -> dict[int, str]:
@@ -115,9 +117,13 @@ def _choose(context: JobContext, project_id: int, segments: int, minutes: int) -
     unannotated = sorted(
         (item.id for item in states if not item.annotations), key=lambda task: (scores.get(task, 0.0), task)
     )
+    config = cached_label_config(container.client.get_project(project_id).label_config)
     found: list[_Candidate] = []
     for done, task_id in enumerate(unannotated[:MAX_TASKS], start=1):
-        found += _candidates(container, project_id, task_id, model_id)
+        try:
+            found += _candidates(container, project_id, config, task_id, model_id)
+        except MALFORMED as error:
+            log.warning("The prediction of task %d cannot be read: %r", task_id, error)
         found = sorted(found, key=lambda item: -item.segment.need)[:MAX_CANDIDATES]
         report(done, min(len(unannotated), MAX_TASKS))
     known = _known(container, project_id, model_id)
@@ -161,12 +167,12 @@ def _choose(context: JobContext, project_id: int, segments: int, minutes: int) -
     return facts
 
 
-def _candidates(container: Container, project_id: int, task_id: int, model_id: str) -> Iterator[_Candidate]:
+def _candidates(
+    container: Container, project_id: int, config: LabelConfig, task_id: int, model_id: str
+) -> Iterator[_Candidate]:
     """Yield the segments of a task's prediction, unless somebody is annotating it or it was deleted."""
-    client = container.client
-    config = cached_label_config(client.get_project(project_id).label_config)
     try:
-        task = client.get_full_task(task_id, project_id)
+        task = container.client.get_full_task(task_id, project_id)
     except NotFound:
         return
     if any(draft.get("result") for draft in task["drafts"]):
@@ -175,11 +181,8 @@ def _candidates(container: Container, project_id: int, task_id: int, model_id: s
     reader = AnnotationReader.of_task(task, container.media.opener(project_id), config, "missing")
     for video in reader.task_videos():
         rate = video.frame_rate or DEFAULT_FRAME_RATE
-        count = max(
-            [stated_frames(region) for region in video.regions]
-            + [round(seconds * rate) for seconds in video.facts.durations],
-            default=0,
-        )
+        stated = min(max((round(s * rate) for s in video.facts.durations), default=0), MAX_TIMELINE)
+        count = max(map(stated_frames, video.regions), default=0) or stated
         if not video.submission.is_prediction or not count:
             continue
         rows = track_rows(video.regions, [label.value for label in video.control.labels], count)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ml_backend.core.errors import LabelStudioError, LabelStudioUnavailable
 from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.listing import TASKS_AT_ONCE
 
@@ -72,7 +73,10 @@ def _check_moments(container: Container, numbers: Mapping[int, str]) -> None:
     store = MomentStore(container.storage)
     with container.queue.guard():
         seen = {int(key): value.decode() for key, value in container.queue.connection.hgetall(_COUNTED).items()}  # type: ignore[union-attr]
-    for project_id in store.projects():
+    projects = store.projects()
+    if not numbers.keys() & set(projects):
+        return  # another Label Studio, or another organisation's token: nothing is known to be gone
+    for project_id in projects:
         number = numbers.get(project_id, "")  # that of a deleted project, or of one beyond the end of the list
         if seen.get(project_id) == number:
             continue
@@ -83,6 +87,11 @@ def _check_moments(container: Container, numbers: Mapping[int, str]) -> None:
                 missing += container.client.missing_tasks(project_id, tasks[start : start + TASKS_AT_ONCE])
         except NotFound:
             missing = tasks
+        except LabelStudioUnavailable:
+            raise
+        except LabelStudioError as error:
+            log.warning("It is not known which tasks of project %d are gone: %s", project_id, error)
+            continue
         if missing:
             container.queue.request_review(project_id, missing)
         with container.queue.guard():

@@ -173,6 +173,8 @@ def _rows(tracks: Sequence[SampledTrack]) -> Rows:
 
 def track_overlap(a: SampledTrack, b: SampledTrack) -> float:
     """Return the intersection over union of all boxes of two tracks."""
+    if not len(a.frames) or not len(b.frames) or a.frames[-1] < b.frames[0] or b.frames[-1] < a.frames[0]:
+        return 0.0
     _, rows, others = np.intersect1d(a.frames, b.frames, assume_unique=True, return_indices=True)
     if not len(rows):
         return 0.0

@@ -71,6 +71,10 @@ class ConsensusTrack:
         sequence = value["sequence"]
         if any(region["value"]["sequence"] != sequence for region in regions):
             keys = [RegionKeys.read(region) for region in regions]
+            if any(item.rotation is not None for item in keys):  # of who annotated last: upright ones lose it
+                own["id"] = str(regions[-1].get("id", ""))
+                value = regions[-1]["value"]
+                return own | {"value": {**value, "labels": [self.label] if self.label else []}}
             count = max(map(stated_frames, regions))
             first, last = max(1, min(int(k.frames[0]) for k in keys)), max(count, *(int(k.frames[-1]) for k in keys))
             if last > MAX_TIMELINE:

@@ -61,7 +61,7 @@ def search(asking: Room, here: Site, work: Work, project: int) -> dict[int, dict
     path = f"/api/similar?project={project}&label=car&limit=10"
     asking.client.get(path)
     work(here)
-    return {item["task"]: item for item in asking.get(path)["tracks"]}
+    return {item["task"]: item for item in asking.client.get(path).get_json()["tracks"]}
 
 
 def chosen(*items: dict[str, Any]) -> list[dict[str, int]]:
@@ -89,7 +89,7 @@ def test_similar_tracks_of_several_tasks(here: Site, work: Work) -> None:
     assert "deleted" in reasons(done)[2]
     assert (done["repair"]["count"], done["repair"]["by"], done["repair"]["action"]) == (2, "anna", "relabel")
     assert [labels(here, task) for task in (first, second)] == [[["car"]], [["car"]]]
-    left = asking.get(f"/api/similar?project={project}&label=car&limit=10")["tracks"]
+    left = asking.client.get(f"/api/similar?project={project}&label=car&limit=10").get_json()["tracks"]
     assert {item["task"] for item in left} == {wrong, gone}, "what was labelled is not shown again"
     again = asking.post("/api/similar", {**body, "action": "label", "tracks": chosen(found[first])})
     assert (again["repair"], reasons(again)) == (None, ["The track is labelled car already."])
@@ -106,6 +106,11 @@ def test_similar_tracks_of_several_tasks(here: Site, work: Work) -> None:
     assert search(asking, here, work, project).keys() - {gone} == {second}
     asking.post("/api/repairs/undo", {"project": project, "repair": only["repair"]["id"]})
     assert search(asking, here, work, project).keys() - {gone} == {first, second}
+    # What somebody has annotated since the search is theirs.
+    here.client.create_annotation(first, objects("person", "by-hand"), None)
+    late = asking.post("/api/similar", {**body, "action": "label", "tracks": chosen(found[first])})
+    assert late["repair"] is None
+    assert "was annotated since" in reasons(late)[0]
     problem = asking.post(
         "/api/similar",
         {**body, "action": "label", "new_label": "plane", "tracks": chosen(found[first])},
@@ -132,7 +137,7 @@ def test_a_track_that_was_too_weak_is_added(here: Site, work: Work) -> None:
     path = f"/api/similar?project={project}&label=car&limit=10"
     asking.get(path, 202)
     work(here)
-    (dropped,) = [item for item in asking.get(path)["tracks"] if item["dropped"]]
+    (dropped,) = [item for item in asking.client.get(path).get_json()["tracks"] if item["dropped"]]
     body = {"project": project, "label": "car", "tracks": chosen(dropped)}
     done = asking.post("/api/similar", {**body, "action": "label"})
     assert reasons(done) == [""]

@@ -161,7 +161,7 @@ class Patterns:
             trained=models.trained is not None,
             on_skip=lambda stored, error: skipped.append(f"task {stored.task_id}: {error}"),
         )
-        found = [track for track in tracks if track.key not in marked][:limit]
+        found = sorted(tracks, key=lambda track: track.key in marked)  # marked ones are shown again if that is undone
         return [track for track in found if track.safe or not safe_only], skipped
 
     def _embedder(self, project_id: int) -> ResolvedModel:

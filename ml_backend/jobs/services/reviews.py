@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ml_backend.core.errors import ConfigError, Conflict, RequestError
+from ml_backend.core.errors import ConfigError, Conflict, LabelStudioError, LabelStudioUnavailable, RequestError
 from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE
@@ -235,6 +235,7 @@ class Reviews:
         """
         from ml_backend.datasets.annotation_reader import AnnotationReader
         from ml_backend.label_studio.regions import stated_frames
+        from ml_backend.label_studio.timeline import MAX_TIMELINE
         from ml_backend.review.track_rows import track_rows
 
         config = cached_label_config(self._client.get_project(project_id).label_config)
@@ -244,7 +245,7 @@ class Reviews:
         for video in reader.task_videos():
             counts = [stated_frames(region) for region in video.regions]
             rate = video.frame_rate or DEFAULT_FRAME_RATE
-            stated = max((round(seconds * rate) for seconds in video.facts.durations), default=0)
+            stated = min(max((round(s * rate) for s in video.facts.durations), default=0), MAX_TIMELINE)
             count = max(counts, default=0) or stated
             rows = track_rows(video.regions, [label.value for label in video.control.labels], count)
             last = max([count, *(row.spans[-1][1] for row in rows if row.spans)])
@@ -384,7 +385,7 @@ class Reviews:
         Raises:
             NotFound: there is no such decision.
             Conflict: there are no similar moments, or none can be accepted.
-            LabelStudioError: Label Studio refuses a change, or does not answer; those before are kept.
+            LabelStudioUnavailable: Label Studio does not answer; the changes before are kept.
         """
         rows, _ = self.similar(project_id, repair_id, MAX_SIMILAR)
         first, left_out = 0, []
@@ -434,7 +435,7 @@ class Reviews:
         config = cached_label_config(self._client.get_project(project_id).label_config)
         patterns = self._container.projects.patterns
         found: dict[tuple[int, int, int], ChosenTrack] = {}
-        for task_id in {task for task, _, _ in chosen}:
+        for task_id in list(dict.fromkeys(task for task, _, _ in chosen))[:MAX_SIMILAR]:  # more are not relabelled
             for stored in patterns.tracks_of_project(project_id, task_id=task_id):
                 dropped = {record.track_id for record in stored.tracks.dropped}
                 for record in (*stored.tracks.tracks, *stored.tracks.dropped):
@@ -469,8 +470,9 @@ class Reviews:
             ConfigError: there is no such label.
             LabelStudioError: Label Studio refuses a change, or does not answer; those before are kept.
         """
+        config = cached_label_config(self._client.get_project(project_id).label_config)
+        allowed = {control.to_name: {item.value for item in control.labels} for control in config.video_controls}
         if label:
-            config = cached_label_config(self._client.get_project(project_id).label_config)
             names = list(dict.fromkeys(item.value for control in config.video_controls for item in control.labels))
             if label not in names:
                 raise ConfigError(f"There is no label {label[:80]!r}.", f"Choose one of {', '.join(names)}.")
@@ -483,8 +485,10 @@ class Reviews:
                 continue
             with self._lock(task_id):
                 try:
-                    numbers, told = self._relabel_task(project_id, task_id, wanted, label, by, first)
-                except (NotFound, Conflict, ConfigError) as error:
+                    numbers, told = self._relabel_task(project_id, task_id, wanted, label, by, first, allowed)
+                except LabelStudioUnavailable:
+                    raise
+                except (LabelStudioError, Conflict, ConfigError) as error:
                     outcomes += [Outcome(track.item, str(error)) for track in wanted]
                     continue
             outcomes += told
@@ -507,14 +511,21 @@ class Reviews:
         label: str,
         by: str,
         batch: int,
+        allowed: Mapping[str, Collection[str]],
     ) -> tuple[list[int], list[Outcome]]:
-        """Relabel tracks of a task; return the decisions' ids and the outcomes."""
+        """Relabel tracks of a task; return the decisions' ids and the outcomes.
+
+        Args:
+            allowed: labels by name of the video's control.
+        """
         from ml_backend.datasets.selection import region_labels, submissions
 
         task = self._task(project_id, task_id)
         submission = next(iter(submissions(task, "missing")), None)
         if submission is not None and submission.is_prediction and any(item.get("result") for item in task["drafts"]):
             raise Conflict(f"Task {task_id} is being annotated by somebody.", "Wait until it is submitted.")
+        if submission is not None and not submission.is_prediction and any(track.made for track in tracks):
+            raise Conflict(f"Task {task_id} was annotated since; nothing was changed.", "Search again.")
         repairs: list[tuple[RepairJson, Mapping[str, Any]]] = []
         rejected: list[Row] = []
         outcomes, seen = [], set[str]()
@@ -523,8 +534,11 @@ class Reviews:
             region = _region_of(track, submission.result) if submission else None
             region_id = str(region.get("id")) if region else ""
             reason = ""
+            shown_in = (region or track.made or {}).get("to_name")
             if region_id and region_id in seen:
                 pass  # several crops of one object
+            elif label and shown_in and label not in allowed.get(shown_in, ()):
+                reason = f"The video of this track has no label {label}."
             elif region is None and track.dropped and submission is not None:
                 if label and track.made:
                     added = {**track.made, "value": {**track.made["value"], "labels": [label]}}
@@ -534,11 +548,10 @@ class Reviews:
                     rejected.append({**facts, "action": REJECT})
             elif region is None:
                 reason = f"Task {task_id} has no such track any more."
+            elif track.made is None and track.label not in (region_labels(region) or [""]):
+                reason = f"The track is not labelled {track.label or 'nothing'} any more."
             elif not label and track.label not in region_labels(region):
-                if track.key:
-                    rejected.append({**facts, "action": REJECT})
-                else:
-                    reason = f"The track is not labelled {track.label} any more."
+                rejected.append({**facts, "action": REJECT})
             elif region_labels(region) == [label]:
                 reason = f"The track is labelled {label} already."
             else:

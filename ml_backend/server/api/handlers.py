@@ -345,7 +345,7 @@ def similar(query: requests.FindSimilar) -> tuple[responses.SimilarTracks, int]:
         "project": query.project,
         "label": query.label,
         "found_at": _iso(created_at),
-        "tracks": [item for item in result.get("tracks", []) if item.get("key") not in marked],
+        "tracks": [item for item in result.get("tracks", []) if item.get("key") not in marked][: query.limit],
         "skipped": result.get("skipped", []),
         "job": job,
     }, 202 if job else 200
