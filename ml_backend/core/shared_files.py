@@ -173,14 +173,13 @@ class Uploads:
         Raises:
             StorageError: the store does not answer.
         """
-        names = {path.name: "" for path in self._folder.glob(f"{project_id}-*")}
+        found = [(path.name, "") for path in self._folder.glob(f"{project_id}-*")]
         if self._store:
-            names |= dict(
-                name.split("/", 1) for name in self._store.ages(_UPLOADS) if name.startswith(f"{project_id}-")
-            )
-        for upload_id, name in names.items():
+            stored = [name.partition("/") for name in self._store.ages(_UPLOADS) if name.startswith(f"{project_id}-")]
+            found += [(upload_id, name) for upload_id, _, name in stored]
+        for upload_id, name in found:
             self.remove(upload_id, name)
-        return len(names)
+        return len({upload_id for upload_id, _ in found})
 
     def clean(self, needed: Callable[[str], bool]) -> None:
         """Remove stored uploads that no job needs and that are older than ``STALE_S``."""

@@ -29,6 +29,8 @@ ANSWER_S = 5.0
 _FAIR_S = 1.0
 #: Seconds for which an answered region is remembered: people come back to a task within days.
 REMEMBER_S = 30 * 24 * 3600
+#: Answers of one region that are remembered.
+REMEMBERED = 4
 #: Seconds of video that are decoded when somebody opens a task.
 WARM_S = 15.0
 
@@ -194,18 +196,33 @@ def known_tracks(
 
 
 def _key(task_id: int, region: Mapping[str, Any]) -> str:
-    return f"video:followed:{task_id}:{str(region.get('id'))[:64]}"
+    return f"video:answered:{task_id}:{str(region.get('id'))[:64]}"
 
 
 def recall(container: Container, task_id: int, region: Mapping[str, Any]) -> Answer | None:
-    """Return what was answered for a region last; ``None`` if nothing was, or long ago."""
+    """Return what was answered for a region as it is; ``None`` if nothing was, or long ago.
+
+    An answer may not have reached the editor, or was undone there: that which has most of the region's keyframes
+    counts, of equals the newest.
+    """
     from ml_backend.inference.redraw import Answer
 
     with container.queue.guard():
-        stored = container.queue.connection.get(_key(task_id, region))
-    return Answer.from_json(json.loads(stored)) if isinstance(stored, bytes) else None
+        stored: Any = container.queue.connection.lrange(_key(task_id, region), 0, REMEMBERED - 1)
+    shown = {_place(key) for key in region["value"]["sequence"]}
+    answers = [Answer.from_json(json.loads(item)) for item in stored]
+    return max(answers, key=lambda answer: len(shown & set(map(_place, answer.sequence))), default=None)
+
+
+def _place(key: Mapping[str, Any]) -> tuple[Any, ...]:
+    return int(key["frame"]), *(round(float(key[side]), 2) for side in ("x", "y", "width", "height"))
 
 
 def remember(container: Container, task_id: int, region: Mapping[str, Any], answer: Answer) -> None:
-    with container.queue.guard():
-        container.queue.connection.set(_key(task_id, region), json.dumps(answer.to_json()), ex=REMEMBER_S)
+    """Keep an answer, and a few before it, of a region."""
+    key = _key(task_id, region)
+    with container.queue.guard(), container.queue.connection.pipeline() as pipeline:
+        pipeline.lpush(key, json.dumps(answer.to_json()))
+        pipeline.ltrim(key, 0, REMEMBERED - 1)
+        pipeline.expire(key, REMEMBER_S)
+        pipeline.execute()

@@ -81,11 +81,17 @@ class JobList:
             job = self._queue.fetch(job_id)
             return self._view(job) if job else None
 
-    def all(self, project_id: int | None = None) -> list[dict[str, Any]]:
-        """Return running jobs, then waiting ones, then those that have ended lately, newest first."""
+    def all(self, project_id: int | None = None, *, listed: bool = True) -> list[dict[str, Any]]:
+        """Return running jobs, then waiting ones, then those that have ended lately, newest first.
+
+        Args:
+            listed: only ``MAX_LISTED`` of each queue and state, without those that people do not ask for; else all.
+        """
         with self._queue.guard():
-            ids = {name for queue in self._queue.queues.values() for name in _ids(queue)}
-            items = [self._view(job) for job in self._queue.fetch_many(sorted(ids)) if job.function not in _UNLISTED]
+            limit = MAX_LISTED if listed else -1  # all, to RQ
+            ids = {name for queue in self._queue.queues.values() for name in _ids(queue, limit)}
+            jobs = self._queue.fetch_many(sorted(ids))
+            items = [self._view(job) for job in jobs if not listed or job.function not in _UNLISTED]
         return sorted((item for item in items if project_id in (None, item["project"])), key=_order)
 
     def cancel(self, job_id: str) -> dict[str, Any] | None:
@@ -234,16 +240,16 @@ class JobList:
         return {job_id: ids for job_id, ids in served.items() if ids}
 
 
-def _ids(queue: Queue) -> list[str]:
+def _ids(queue: Queue, limit: int) -> list[str]:
     """Return the ids of some jobs of each state. Call within the queue's guard."""
     return [
         *queue.started_job_registry.get_job_ids(cleanup=False),
-        *queue.get_job_ids(0, MAX_LISTED),
-        *queue.scheduled_job_registry.get_job_ids(0, MAX_LISTED, cleanup=False),
+        *queue.get_job_ids(0, limit),
+        *queue.scheduled_job_registry.get_job_ids(0, limit, cleanup=False),
         *(
             name
             for registry in (queue.failed_job_registry, queue.finished_job_registry, queue.canceled_job_registry)
-            for name in registry.get_job_ids(0, MAX_LISTED, desc=True, cleanup=False)
+            for name in registry.get_job_ids(0, limit, desc=True, cleanup=False)
         ),
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
+import rq.intermediate_queue
 import rq.job
 import rq.utils
 
@@ -33,5 +34,5 @@ class RedisClock:
 
     def use(self) -> None:
         """Let RQ read this clock in this process, where it times leases and retries."""
-        for module in (rq.utils, rq.job):
+        for module in (rq.utils, rq.job, rq.intermediate_queue):
             module.now = self.now

@@ -164,6 +164,9 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
 
     def _maintain(self) -> None:
         self.clock.synchronize()
+        if not self.connection.hexists(self.key, "queues"):  # its record expired while the machine slept, say
+            self.connection.delete(self.key)  # a later heartbeat has begun another
+            self.register_birth()
         super().run_maintenance_tasks()
         scheduler = RQScheduler(
             self.queues,

@@ -21,6 +21,7 @@ from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.task_plan import PlannedVideo
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE
 from ml_backend.server.prediction_service import PredictionService
+from ml_backend.server.slow_clients import DRAWINGS
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,6 @@ FOLLOW_TIMEOUT_S = 30.0
 PROGRESS_S = 4.0
 #: Seconds for which a followed box is kept for the next press, where the first one could not wait for it.
 LATE_S = 600.0
-#: Requests that wait for drawn boxes at once; the other threads of the process are for webhooks and predictions. Others
-#: are answered at once, and get theirs by the next press.
-MAX_FOLLOWING = 10
 #: Drawn boxes in one request.
 MAX_DRAWN = 100
 #: Size of the mask of a box, where the video's is not known: the editor scales it.
@@ -56,7 +54,7 @@ class DrawingService:
 
     def __init__(self, queue: JobQueue, projects: ProjectModelStore, predictions: PredictionService) -> None:
         self._queue, self._projects, self._predictions = queue, projects, predictions
-        self._following = threading.BoundedSemaphore(MAX_FOLLOWING)
+        self._following = threading.BoundedSemaphore(DRAWINGS)
         self._events: dict[str, Callable[[int, str, Task, Context], list[dict[str, Any]]]] = {
             "capabilities": self._capabilities,
             "prewarm": self._prewarm,
@@ -129,16 +127,23 @@ class DrawingService:
         boxes = [[region["id"], region["value"].get("sequence")] for region in regions]
         digest = hashlib.sha256(json.dumps([*where, boxes], sort_keys=True).encode()).hexdigest()[:32]
         job_id = self._queue.start_interactive("follow_regions", arguments, "draw", LATE_S, f"draw-{digest}")
-        waits = self._following.acquire(blocking=False)
-        try:
-            ended, found = self._queue.wait_for_result(job_id, FOLLOW_TIMEOUT_S if waits else 0.0)
-        finally:
-            if waits:
-                self._following.release()
+        ended, found = self._wait(job_id, FOLLOW_TIMEOUT_S)
         if not ended:
             raise QueueUnavailable("Its turn has not come, since others wait, too.", "Press the label's key again.")
         self._queue.take_result(job_id)
         return found or []
+
+    def _wait(self, job_id: str, timeout_s: float) -> tuple[bool, Any]:
+        """Wait for a job; return whether it has ended, and its result.
+
+        Where ``DRAWINGS`` others wait, it is not waited for: the next press, or request for progress, gets the result.
+        """
+        waits = self._following.acquire(blocking=False)
+        try:
+            return self._queue.wait_for_result(job_id, timeout_s if waits else 0.0)
+        finally:
+            if waits:
+                self._following.release()
 
     # -- the toolbar
 
@@ -175,7 +180,7 @@ class DrawingService:
             raise RequestError("'direction' must be forward, backward or both.", "See the editor's protocol.")
         plan = self._predictions.plan(task, project_id, label_config, self._projects.models(project_id))
         arguments = [project_id, plan.task_id, _source(plan.videos[0]), prompt]
-        session = self._queue.start_interactive("track_box", arguments, "draw", FOLLOW_TIMEOUT_S)
+        session = self._queue.start_interactive("track_box", arguments, "draw", LATE_S)
         return [{"value": {"session_id": session}}]
 
     def _track_progress(self, project_id: int, _: str, task: Task, context: Context) -> list[dict[str, Any]]:
@@ -183,7 +188,7 @@ class DrawingService:
         value: dict[str, Any] = {"frames": [], "produced": 0, "done": False}
         try:
             session = self._session(project_id, task, context)
-            ended, frames = self._queue.wait_for_result(session, PROGRESS_S)
+            ended, frames = self._wait(session, PROGRESS_S)
         except (PredictionFailed, QueueUnavailable) as error:
             return [{"value": {**value, "error": str(error), "done": True}}]
         if ended:

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from gunicorn.util import write_error
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from ml_backend.server.slow_clients import BUFFERED_BYTES, STALL_S, may_be_slow
+from ml_backend.server.slow_clients import BUFFERED_BYTES, STALL_S, may_be_slow, paced
 
 #: Seconds until the head of a request has to be there, and a body of up to ``BUFFERED_BYTES``.
 REQUEST_S = 30.0
@@ -25,7 +25,7 @@ HEAD_BYTES = 64 << 10
 #: Seconds for which a closed connection is read, so that the client gets the end of the answer, and maximum bytes.
 LINGER_S, LINGER_BYTES = 2.0, 256 << 10
 _READ_BYTES = 64 << 10
-_CONTENT_LENGTH = re.compile(rb"^content-length:[ \t]*([0-9]{1,15})[ \t]*\r?$", re.I | re.M)
+_CONTENT_LENGTH = re.compile(rb"^content-length:[ \t]*0*([0-9]{1,15})[ \t]*\r?$", re.I | re.M)
 _BODY_LATER = re.compile(rb"^(?:transfer-encoding|expect):", re.I | re.M)
 
 
@@ -60,6 +60,9 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]
 
     def on_pending_socket_readable(self, conn: TConn, client: socket.socket) -> None:
         """Receive a part of a request."""
+        if self.cfg.is_ssl:
+            super().on_pending_socket_readable(conn, client)
+            return
         try:
             part = client.recv(_READ_BYTES)
         except BlockingIOError:
@@ -93,6 +96,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]
         headers = {name.upper(): value for name, value in req.headers}
         if may_be_slow(headers.get("CONTENT-LENGTH"), headers.get("TRANSFER-ENCODING"), headers.get("EXPECT")):
             req.force_close()  # else this thread would wait for the rest of a body that was refused
+            conn.parser.unreader.chunk = paced(conn.parser.unreader.chunk)
         try:
             return bool(super().handle_request(req, conn))
         except TimeoutError:

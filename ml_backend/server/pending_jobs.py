@@ -43,14 +43,14 @@ class PendingJobs:
             QueueUnavailable: Redis does not answer.
         """
         name = who.name if who.session_id else ""
-        with self._slots.taken():
-            self._begin(name, job_id)
-            try:
-                request()
+        self._begin(name, job_id)
+        try:
+            request()  # first: who cannot wait for it finds it next time
+            with self._slots.taken():
                 return self._queue.wait_for_result(job_id, timeout_s)
-            finally:
-                with self._lock:
-                    self._waiting[name] -= 1
+        finally:
+            with self._lock:
+                self._waiting[name] -= 1
 
     def _begin(self, name: str, job_id: str) -> None:
         limit = MAX_PENDING if name else MAX_PENDING_OTHERS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -14,10 +14,10 @@ from flask import Flask, Response, g, request
 from ml_backend.core.errors import BackendError
 
 #: Threads of the web process.
-THREADS = 64
-#: Of these, as many at most receive uploads, receive other long bodies, send files, and wait for jobs. The others are
-#: for requests that need milliseconds, such as webhooks, for which Label Studio waits a second.
-UPLOADS, BODIES, DOWNLOADS, WAITS = 8, 8, 24, 16
+THREADS = 96
+#: Of these, as many at most receive uploads, receive other long bodies, send files, wait for jobs, and for drawn boxes.
+#: The others are for requests that need milliseconds, such as webhooks, for which Label Studio waits a second.
+UPLOADS, BODIES, DOWNLOADS, WAITS, DRAWINGS = 8, 8, 24, 16, 16
 #: Bodies of up to so many bytes are received before a thread begins with their request.
 BUFFERED_BYTES = 256 << 10
 #: Seconds after which a client that neither sends nor receives is given up.
@@ -82,11 +82,26 @@ class _Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-class PacedBody(io.RawIOBase):
-    """The body of a request, which has to arrive at :data:`MIN_RATE`."""
+def paced(receive: Callable[..., bytes]) -> Callable[..., bytes]:
+    """Return a function that receives a body part by part, and raises TimeoutError below :data:`MIN_RATE`."""
+    begin, received = time.monotonic(), 0
+
+    def chunk(size_hint: int | None = None) -> bytes:
+        nonlocal received
+        part = receive(size_hint)
+        received += len(part)
+        if time.monotonic() - begin > GRACE_S + received / MIN_RATE:
+            raise TimeoutError
+        return part
+
+    return chunk
+
+
+class BoundedBody(io.RawIOBase):
+    """The body of a request, whose reading ends with :class:`TooSlow` where the server gives it up."""
 
     def __init__(self, body: _Readable) -> None:
-        self._body, self._begin, self._received = body, time.monotonic(), 0
+        self._body = body
 
     def readable(self) -> bool:
         return True
@@ -100,10 +115,10 @@ class PacedBody(io.RawIOBase):
         try:
             part = self._body.read(len(buffer))
         except TimeoutError as error:
-            raise TooSlow(f"Nothing was received for {STALL_S:.0f} s.", "Send the request again.") from error
-        self._received += len(part)
-        if time.monotonic() - self._begin > GRACE_S + self._received / MIN_RATE:
-            raise TooSlow(f"Less than {MIN_RATE >> 10} kB/s were received.", "Send it by a faster connection.")
+            raise TooSlow(
+                f"Nothing was received for {STALL_S:.0f} s, or less than {MIN_RATE >> 10} kB/s.",
+                "Send it by a faster connection.",
+            ) from error
         buffer[: len(part)] = part
         return len(part)
 
@@ -120,7 +135,7 @@ def bound_bodies(app: Flask) -> None:
             kind = slots[request.mimetype == "multipart/form-data"]
             kind.take()
             g.body_slots = kind
-            request.environ["wsgi.input"] = PacedBody(request.environ["wsgi.input"])
+            request.environ["wsgi.input"] = BoundedBody(request.environ["wsgi.input"])
 
     @app.teardown_request
     def release(_error: BaseException | None) -> None:

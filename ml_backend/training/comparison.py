@@ -245,12 +245,15 @@ class TrackComparison:
             ]
             tracks += len(chosen)
             new, old = (_Hits(reference, model.tracks[part]) for model in (self._candidate, self._incumbent))
-            worse += sum(
-                kind is not None and not self._is_renamed(reference[i], now)
-                for i in chosen
-                for kind, now in [new.fate(i)]
-            )
-            before += sum(old.fate(i)[0] is not None for i in chosen)
+            lost_by = [
+                sum(
+                    kind is not None and not self._is_renamed(reference[i], now)
+                    for i in chosen
+                    for kind, now in [hits.fate(i)]
+                )
+                for hits in (new, old)
+            ]
+            worse, before = worse + lost_by[0], before + lost_by[1]
         return {"tracks": tracks, "worse": worse, "worse_before": before}
 
 

@@ -341,7 +341,7 @@ class _Measurement:
         predicted_rows = _rows([track for track in tracks if track.top_class in to_track])
         truth_rows = truth[:, [0, 1, 3, 4, 5, 6]]
         self._counts += count(*(rows[np.isin(rows[:, 0], decoded)] for rows in (truth_rows, predicted_rows)))
-        if not self._motion:
+        if self._model.name == "incumbent" and not self._motion:
             people = [self._annotated(truth[truth[:, 1] == track]) for track in np.unique(truth[:, 1])]
             labelled = _labelled(tracks, self._model.track_labels(tuple(detector.names.values())))
             self.annotated_as += annotated_as(labelled, people)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -103,11 +104,12 @@ def test_over_http(settings: Callable[..., Settings], redis_url: str) -> None:
         values = settings(redis_url=redis_url, label_studio_url=studio.url, label_studio_api_key="token")
         room = Room(create_app(values))
         filled(values)
-        body = b'{"id": 7, "title": "t", "label_config": ""}'
-        studio.answer("/api/projects/7/", 200, body, content_type="application/json")
         for confirm in (8, 7):
+            listed(studio, 7)
             room.delete("/api/projects/7/data", 409, json={"confirm": confirm})
-        studio.answer("/api/projects/7/", 404, b"{}", content_type="application/json")
+        studio.answer("/api/projects/", 404, b"{}", content_type="application/json")
+        room.delete("/api/projects/7/data", 404, json={"confirm": 7})  # it may be no Label Studio
+        listed(studio, 77)
         room.delete("/api/projects/7/data", 409, json={"confirm": 8})
         room.delete("/api/projects/7/data", 400, json={})
         assert room.services.storage.versions(7)
@@ -119,16 +121,22 @@ def test_over_http(settings: Callable[..., Settings], redis_url: str) -> None:
 def test_a_project_that_exists_is_refused(settings: Callable[..., Settings], redis_url: str) -> None:
     with outside() as studio:
         values = settings(redis_url=redis_url, label_studio_url=studio.url, label_studio_api_key="token")
-        refused = run(values, studio, 200)
+        listed(studio, 7)
+        refused = run(values)
         assert "exists in Label Studio" in refused.stderr + refused.stdout
         assert refused.returncode == 1
-        done = run(values, studio, 404)
+        listed(studio, 77)
+        done = run(values)
         assert done.returncode == 0, done.stderr
         assert "0 rows, 0 artifacts, 0 outputs, 0 uploads, 0 jobs were removed" in done.stdout
 
 
-def run(values: Settings, studio: Outside, status: int) -> subprocess.CompletedProcess[str]:
-    body = b'{"id": 7, "title": "t", "label_config": ""}'
-    studio.answer("/api/projects/7/", status, body, content_type="application/json")
+def listed(studio: Outside, project: int) -> None:
+    """Label Studio has this project only."""
+    found = {"count": 1, "next": None, "previous": None, "results": [{"id": project}]}
+    studio.answer("/api/projects/", 200, json.dumps(found).encode(), content_type="application/json")
+
+
+def run(values: Settings) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "scripts/erase_project.py", "--project", "7", "--yes"]
     return subprocess.run(command, env=environment(values), cwd=ROOT, capture_output=True, text=True, check=False)

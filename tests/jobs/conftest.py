@@ -42,7 +42,7 @@ class Site:
 
     @cached_property
     def queue(self) -> JobQueue:
-        return JobQueue(self.settings)
+        return JobQueue(self.settings, timeout=60.0)
 
     @cached_property
     def services(self) -> WebContainer:
@@ -89,7 +89,7 @@ class Site:
 
     def jobs(self) -> dict[str, str]:
         """State of every job that is not through."""
-        queue = JobQueue(self.settings)
+        queue = JobQueue(self.settings, timeout=60.0)
         names = [key.decode()[len("rq:job:") :] for key in queue.connection.keys("rq:job:*")]
         # As it was fetched: it may have ended since.
         states = {job.id: job.get_status(refresh=False) for job in queue.fetch_many(names)}

@@ -199,7 +199,7 @@ def test_job_that_fell_out_of_every_list_is_put_back(queue: JobQueue) -> None:
     assert not queue.request_prepare(7, 0).created  # it blocks
     assert queue.recover_orphaned(after_s=60) == []  # somebody may be about to begin it
     assert queue.recover_orphaned(after_s=60) == []
-    queue.connection.set("video:lost:prepare-0", time.time() - 61)  # a minute later
+    queue.connection.expire("video:lost:prepare-0", queue.connection.ttl("video:lost:prepare-0") - 61)  # a minute later
     assert queue.recover_orphaned(after_s=60) == ["prepare-0"]
     assert queue.recover_orphaned(after_s=60) == []
     assert queue.depths()["prepare"]["queued"] == 3

@@ -66,7 +66,7 @@ def regions(here: Site, task: int) -> list[dict[str, Any]]:
 def annotations(here: Site, task: int) -> list[dict[str, Any]]:
     """All submitted ones, oldest first."""
     address = f"{here.settings.label_studio_url}/api/tasks/{task}/annotations/"
-    found = httpx.get(address, headers=here.client.auth_headers(), timeout=30).json()
+    found = httpx.get(address, headers=here.client.auth_headers(), timeout=120).json()
     return sorted(found, key=lambda item: item["id"])
 
 
@@ -216,7 +216,7 @@ def test_conflicts_are_named_and_change_nothing(here: Site, project: int, room: 
     assert "was annotated" in answer(room, project, moments[annotated], "accept", 409)["detail"]
     address = f"{here.settings.label_studio_url}/api/tasks/{drafted}/drafts"
     draft = {"result": [SOUND], "lead_time": 1}
-    httpx.post(address, json=draft, headers=here.client.auth_headers(), timeout=30).raise_for_status()
+    httpx.post(address, json=draft, headers=here.client.auth_headers(), timeout=120).raise_for_status()
     assert "is being annotated" in answer(room, project, moments[drafted], "accept", 409)["detail"]
     here.sdk.tasks.delete(str(deleted))
     assert "was deleted" in answer(room, project, moments[deleted], "accept", 404)["detail"]

@@ -202,14 +202,14 @@ def test_narrow_and_without_scripts(chromium: Any, site: Site, lang: str, tmp_pa
     wait_for(lambda: page.reload() and page.locator(".alike li").count(), what="the search")
     page.locator(".alike input[name=tracks]").first.check()
     task = int(str(page.locator(".alike input[name=tracks]").first.get_attribute("value")).split("-")[0])
-    page.locator("#act-similar").get_by_role("button", name="car", exact=True).click()
-    page.wait_for_load_state()
+    with page.expect_navigation():
+        page.locator("#act-similar").get_by_role("button", name="car", exact=True).click()
     assert site.predicted(task) == [["car"]]
     page.screenshot(path=str(tmp_path / f"learn-{lang}.png"), full_page=True)
     page.goto(f"{site.step('learn')}")
     page.locator(".thumbs input").first.check()
-    page.locator("#act-exemplars button[value=reject]").click()
-    page.wait_for_load_state()
+    with page.expect_navigation():
+        page.locator("#act-exemplars button[value=reject]").click()
     assert [] in site.annotated()
     page.goto(f"{site.step('repair')}&amount=3&unit=segments")
     wait_for(lambda: page.reload() and page.locator(".next li").count(), what="the choice")

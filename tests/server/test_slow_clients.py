@@ -63,7 +63,11 @@ def connections(server: BackendServer, count: int, sent: bytes) -> Iterator[list
 
 
 def answered(opened: Sequence[socket.socket]) -> list[socket.socket]:
-    return select.select(opened, [], [], 0)[0]
+    poll = select.poll()  # unlike select, for any number of descriptors
+    for connection in opened:
+        poll.register(connection, select.POLLIN)
+    ready = {number for number, _ in poll.poll(0)}
+    return [connection for connection in opened if connection.fileno() in ready]
 
 
 def head_of(connection: socket.socket) -> bytes:
@@ -80,9 +84,14 @@ def check_that_others_are_served(server: BackendServer) -> None:
 def test_unfinished_requests_occupy_no_thread(backend: BackendServer) -> None:
     heads = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
     bodies = b"POST /webhook HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"
-    with connections(backend, MANY, heads) as slow, connections(backend, MANY, bodies) as slower:
+    zeros = bodies.replace(b"1000", 20 * b"0" + b"1000")
+    with (
+        connections(backend, MANY, heads) as slow,
+        connections(backend, MANY, bodies) as slower,
+        connections(backend, MANY, zeros) as slowest,
+    ):
         check_that_others_are_served(backend)
-        for connection in (*slow, *slower):
+        for connection in (*slow, *slower, *slowest):
             assert connection.recv(1) == b"", "they are given up"
     with connections(backend, 1, heads) as (connection,), connections(backend, 1, bodies) as (other,):
         connection.sendall(b"\r\n")
@@ -157,10 +166,18 @@ def test_a_body_that_does_not_arrive_in_time_is_given_up(room: Room, monkeypatch
     assert room.client.post("/webhook", **long).status_code == 400
     stalled = room.client.post("/webhook", environ_overrides={"wsgi.input": Stalled()}, **long)
     assert stalled.status_code == 408
-    monkeypatch.setattr(slow_clients, "GRACE_S", 0.0)
-    monkeypatch.setattr(slow_clients, "MIN_RATE", 1 << 70)
     for _ in range(BODIES + 1):  # each gives its slot back
-        assert room.client.post("/webhook", **long).status_code == 408
+        again = room.client.post("/webhook", environ_overrides={"wsgi.input": Stalled()}, **long)
+        assert again.status_code == 408
+    receive = slow_clients.paced(lambda size: b"x")
+    assert receive() == b"x"
+    monkeypatch.setattr(slow_clients, "GRACE_S", -1.0)
+    with pytest.raises(TimeoutError):
+        receive(1)
+
+
+def test_the_threads_suffice_for_all_that_is_slow() -> None:
+    assert sum((UPLOADS, BODIES, DOWNLOADS, slow_clients.WAITS, slow_clients.DRAWINGS)) < THREADS
 
 
 # -- jobs that are started by looking at something

@@ -12,7 +12,6 @@ from ml_backend.core.errors import Conflict, StorageError
 from ml_backend.db.tables import audit, embeddings, metadata
 from ml_backend.jobs.job_list import ENDED_STATES
 from ml_backend.jobs.queue import forget_executions
-from ml_backend.label_studio.client import NotFound
 from ml_backend.review.repair_json import FRAMES_FOLDER
 
 if TYPE_CHECKING:
@@ -26,11 +25,9 @@ def check_deleted(container: Container, project: int) -> None:
         Conflict: it exists.
         LabelStudioError: Label Studio does not answer.
     """
-    try:
-        container.client.get_project(project)
-    except NotFound:
-        return
-    raise Conflict(f"Project {project} exists in Label Studio.", "Delete it there first.")
+    # Of all projects: a wrong address, or a proxy's, answers "not found" for each one.
+    if project in container.client.project_ids():
+        raise Conflict(f"Project {project} exists in Label Studio.", "Delete it there first.")
 
 
 def erase(container: Container, project: int, who: str) -> dict[str, int]:
@@ -73,7 +70,7 @@ def erase(container: Container, project: int, who: str) -> dict[str, int]:
 def _remove_jobs(container: Container, project: int) -> int:
     """Remove the jobs of a project and the results that Redis keeps; return the number of jobs."""
     queue = container.queue
-    jobs = container.jobs.all(project)
+    jobs = container.jobs.all(project, listed=False)
     for job in jobs:
         if job["state"] not in ENDED_STATES and job["kind"] != "learn_patterns":
             container.jobs.cancel(job["id"])
