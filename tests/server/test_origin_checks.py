@@ -45,7 +45,7 @@ REBOUND = {"Host": "evil.example:9090", "Origin": "http://evil.example:9090", "S
 
 
 def _path(path: str) -> str:
-    return "/api" + path.replace("<job_id>", "x").replace("<filename>", "x.mp4")
+    return "/api" + path.replace("<job_id>", "x").replace("<filename>", "x.mp4").replace("<number>", "7")
 
 
 @pytest.mark.parametrize("headers", FOREIGN, ids=str)
@@ -178,7 +178,7 @@ def test_its_own_pages_and_programs_may(room: Room, headers: dict[str, str]) -> 
 def test_what_a_foreign_form_could_send_is_no_json(room: Room, kind: str) -> None:
     for route in CHANGING:
         if route.body:
-            room.ask("POST", _path(route.path), 415, data=b'{"project": 7}', content_type=kind)
+            room.ask(route.method, _path(route.path), 415, data=b'{"project": 7}', content_type=kind)
     assert room.services.jobs.all() == []
 
 
