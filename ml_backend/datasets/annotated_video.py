@@ -16,9 +16,9 @@ from ml_backend.core.boxes import clip_xyxy
 from ml_backend.core.types import Float64Array, IntArray, VideoInfo
 from ml_backend.datasets.selection import Submission, chosen_label, infer_frame_rate, region_labels, valid_score
 from ml_backend.datasets.video_files import VideoFacts
-from ml_backend.label_studio.label_config import VideoControl
-from ml_backend.label_studio.regions import MALFORMED, RegionKeys
-from ml_backend.label_studio.timeline import Timeline, video_timeline
+from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE, VideoControl
+from ml_backend.label_studio.regions import MALFORMED, RegionKeys, stated_frames
+from ml_backend.label_studio.timeline import MAX_TIMELINE, Timeline, video_timeline
 from ml_backend.video.probe import playback_duration, probe
 
 log = logging.getLogger(__name__)
@@ -151,6 +151,13 @@ class TaskVideo:
     def regions(self) -> list[Mapping[str, Any]]:
         """The ``videorectangle`` results on this video."""
         return [region for region in self.submission.result if belongs_to(region, self.control)]
+
+    @property
+    def stated_frames(self) -> int:
+        """Frames of Label Studio's timeline by the regions, or else by what the task states; 0: unknown."""
+        rate = self.frame_rate or DEFAULT_FRAME_RATE
+        stated = max((round(seconds * rate) for seconds in self.facts.durations), default=0)
+        return max(map(stated_frames, self.regions), default=0) or min(stated, MAX_TIMELINE)
 
     @property
     def labels(self) -> tuple[str, ...]:

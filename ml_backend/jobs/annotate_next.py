@@ -23,8 +23,7 @@ from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE, LabelConfig
 from ml_backend.label_studio.media import canonical_uri
-from ml_backend.label_studio.regions import MALFORMED, stated_frames
-from ml_backend.label_studio.timeline import MAX_TIMELINE
+from ml_backend.label_studio.regions import MALFORMED
 from ml_backend.labeling.few_shot.pattern_store import video_key
 from ml_backend.review.moment_store import MAX_PER_TASK, MomentStore
 from ml_backend.review.segments import Segment, SegmentMoment, find_segments
@@ -181,8 +180,7 @@ def _candidates(
     reader = AnnotationReader.of_task(task, container.media.opener(project_id), config, "missing")
     for video in reader.task_videos():
         rate = video.frame_rate or DEFAULT_FRAME_RATE
-        stated = min(max((round(s * rate) for s in video.facts.durations), default=0), MAX_TIMELINE)
-        count = max(map(stated_frames, video.regions), default=0) or stated
+        count = video.stated_frames
         if not video.submission.is_prediction or not count:
             continue
         rows = track_rows(video.regions, [label.value for label in video.control.labels], count)

@@ -59,7 +59,7 @@ def camera() -> Iterator[Outside]:
 
 
 def test_the_newest_frame_counts(clip: Path) -> None:
-    """Whoever takes longer than a frame's time gets a later one, not the next one."""
+    """A reader that is slower than the camera gets the newest frame, not the next one."""
     with LiveSource(str(clip), repeat=True) as source:
         first = source.newest(0, 60)
         assert first is not None

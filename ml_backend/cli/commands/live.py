@@ -11,15 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import get_args
 
 import click
 
-from ml_backend.cli.dev_stack.discover import container_in_force, settings_in_force
+from ml_backend.cli.dev_stack.discover import container_in_force
 from ml_backend.cli.dev_stack.preflight import ROOT
+from ml_backend.cli.options import model_options, model_settings
 from ml_backend.cli.progress import fail_clearly
 from ml_backend.core.errors import BackendError
-from ml_backend.core.settings import Mode
 from ml_backend.label_studio.client import LabelStudioClient
 from ml_backend.label_studio.importer import Importer
 from ml_backend.live.cameras import open_cameras
@@ -33,17 +32,7 @@ POLL_S = 0.2
 
 @click.command(context_settings={"show_default": True})
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("--weights", help="YOLO checkpoint: a .pt file, or a name such as yolo11n.pt.  [default: YOLO_WEIGHTS]")
-@click.option(
-    "--config", type=click.Path(path_type=Path, dir_okay=False), help="Label config.  [default: label_config.xml]"
-)
-@click.option("--mode", type=click.Choice(get_args(Mode)), help="How tracks get their labels.  [default: MODE]")
-@click.option(
-    "--patterns",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Pattern bank with learned labels, from `scripts/patterns.py export`.",
-)
-@click.option("--detector", type=click.Choice(["auto", "yolo", "motion"]), help="[default: DETECTOR]")
+@model_options
 @click.option("--width", default=1280, type=click.IntRange(160, 3840), help="Largest width of the picture, px.")
 @click.option("--repeat", is_flag=True, help="Begin files again at their end.")
 @click.option("--port", default=9091, type=click.IntRange(0, 65535), help="Of the page, on this machine; 0: any.")
@@ -90,9 +79,7 @@ def main(
     if record is not None:
         when = frozenset(record_when or (() if record_label else ("new", "uncertain")))
         wanted = RecordOptions(record, when, frozenset(record_label), 60 * record_minutes, 1e9 * record_gb)
-    options = {"yolo_weights": weights, "mode": mode, "detector": detector}
-    chosen = {name: value for name, value in options.items() if value is not None}
-    settings = settings_in_force().model_copy(update=chosen)
+    settings = model_settings(weights, mode, detector)
     cameras = None
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
 
 import click
 
-from ml_backend.cli.dev_stack.discover import settings_in_force
 from ml_backend.cli.dev_stack.preflight import ROOT
+from ml_backend.cli.options import model_options, model_settings
 from ml_backend.cli.progress import fail_clearly, progress_bar
-from ml_backend.core.settings import Mode
 from ml_backend.inference.offline import predict_file
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("video", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Prediction JSON to write.")
-@click.option("--weights", help="YOLO checkpoint: a .pt file, or a name such as yolo11n.pt.  [default: YOLO_WEIGHTS]")
-@click.option(
-    "--config", type=click.Path(path_type=Path, dir_okay=False), help="Label config.  [default: label_config.xml]"
-)
-@click.option("--mode", type=click.Choice(get_args(Mode)), help="How tracks get their labels.  [default: MODE]")
-@click.option(
-    "--patterns",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Pattern bank with learned labels, from `scripts/patterns.py export`.",
-)
-@click.option("--detector", type=click.Choice(["auto", "yolo", "motion"]), help="[default: DETECTOR]")
+@model_options
 @click.option(
     "--frame-rate", type=float, help="Label Studio's timeline rate.  [default: the config's, else the video's]"
 )
@@ -53,9 +41,7 @@ def main(
 
     Settings of a running `up.sh` stack are used.
     """
-    options = {"yolo_weights": weights, "mode": mode, "detector": detector}
-    chosen = {name: value for name, value in options.items() if value is not None}
-    settings = settings_in_force().model_copy(update=chosen)
+    settings = model_settings(weights, mode, detector)
     with progress_bar(f"Pre-annotating {video.name}") as progress:
         summary = predict_file(
             video,

@@ -234,8 +234,6 @@ class Reviews:
             LabelStudioError: Label Studio does not answer.
         """
         from ml_backend.datasets.annotation_reader import AnnotationReader
-        from ml_backend.label_studio.regions import stated_frames
-        from ml_backend.label_studio.timeline import MAX_TIMELINE
         from ml_backend.review.track_rows import track_rows
 
         config = cached_label_config(self._client.get_project(project_id).label_config)
@@ -243,10 +241,8 @@ class Reviews:
         reader = AnnotationReader.of_task(task, self._container.media.opener(project_id), config, "missing")
         found = []
         for video in reader.task_videos():
-            counts = [stated_frames(region) for region in video.regions]
             rate = video.frame_rate or DEFAULT_FRAME_RATE
-            stated = min(max((round(s * rate) for s in video.facts.durations), default=0), MAX_TIMELINE)
-            count = max(counts, default=0) or stated
+            count = video.stated_frames
             rows = track_rows(video.regions, [label.value for label in video.control.labels], count)
             last = max([count, *(row.spans[-1][1] for row in rows if row.spans)])
             submission = video.submission
