@@ -59,7 +59,7 @@ def test_what_is_wanted_is_recorded_with_its_run_up(
     assert summary["paused_because"] == ""
     assert all(path.name.startswith("Tür-1-mp4-1-") for path in done)
     facts = [probe(path) for path in done]
-    assert all((info.codec, info.fps, info.width, info.height) == ("h264", RATE, 320, 240) for info in facts)
+    assert {(info.codec, round(info.fps, 9), info.width, info.height) for info in facts} == {("h264", RATE, 320, 240)}
     assert summary["seconds"] == pytest.approx(sum(info.frames for info in facts) / RATE, abs=0.1)
     first = next(iter(read_frames(done[0]))).image
     plain = next(iter(read_frames(clip))).image
