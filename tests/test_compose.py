@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,15 @@ def test_the_proxy_leads_to_services_and_is_reached_by_others(compose: dict[str,
     assert set(re.findall(r"\{\$(\w+)\}", rules)) == set(proxy["environment"])
     assert "./Caddyfile:/etc/caddy/Caddyfile:ro" in proxy["volumes"]
     assert {port.partition(":")[2] for port in proxy["ports"]} == {"80", "443", *re.findall(r"\}:(\d+) \{", rules)}
+
+
+def test_the_proxy_reads_its_rules(tmp_path: Path) -> None:
+    caddy = Path(sysconfig.get_path("scripts")) / "caddy"
+    # Certificates that it makes itself: nothing is asked for outside.
+    env = {"LABEL_STUDIO_HOST": "https://localhost", "HOME": str(tmp_path)}
+    command = [str(caddy), "validate", "--adapter", "caddyfile", "--config", str(ROOT / "Caddyfile")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_service_is_watched_and_comes_back(compose: dict[str, Any]) -> None:

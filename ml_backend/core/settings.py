@@ -217,6 +217,12 @@ class Settings(BaseSettings):
         "`localhost` and names without a dot; `.example.org` means all its subdomains, `*` any host. Not needed with "
         "Basic auth.",
     )
+    proxy_hops: int = Field(
+        0,
+        ge=0,
+        description="Proxies in front of this service, which is reached through them only: so many addresses of "
+        "X-Forwarded-For are believed. Without it wrong passwords of one client slow down all.",
+    )
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         "redis://localhost:6379/0", description="Queue; `unix:///path.sock` works too."
     )

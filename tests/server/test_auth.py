@@ -85,6 +85,28 @@ def test_wrong_passwords_are_slowed_by_address(client: Callable[..., FlaskClient
     assert browser.get("/", headers=right).status_code == 200
 
 
+def test_behind_a_proxy_each_client_has_tries_of_its_own(settings: Callable[..., Settings]) -> None:
+    def tries(hops: int) -> tuple[int, int]:
+        """Return what the right password gets after a client's wrong ones: of that client, and of another."""
+        app = create_app(
+            settings(
+                **{"basic_auth_user": "user", "basic_auth_pass": "secret"},
+                **{"redis_url": "redis://127.0.0.1:1", "proxy_hops": hops},
+            )
+        )
+
+        def status(password: str, forwarded: str) -> int:
+            headers = basic("user", password) | {"X-Forwarded-For": forwarded}
+            return app.test_client().get("/", headers=headers).status_code
+
+        for attempt in range(MAX_TRIES):
+            status("wrong", f"192.0.2.{attempt}, 198.51.100.1")  # what a client itself has sent is not believed
+        return status("secret", "198.51.100.1"), status("secret", "198.51.100.2")
+
+    assert tries(0) == (429, 429)
+    assert tries(1) == (429, 200)
+
+
 @pytest.fixture
 def listen() -> Iterator[Callable[..., None]]:
     """Open a socket as a server does."""
