@@ -142,6 +142,9 @@ def _boxes(tracks: list[Track], class_name: str) -> Rows:
 )
 @click.option("--precision", type=click.Choice(["int8"]), help="With --strides: also compare this precision.")
 @click.option("--device", default="auto", show_default=True)
+@click.option(
+    "--objects", default="10,30,100,300", show_default=True, callback=parse_integers, help="In association alone."
+)
 def main(
     video: Path,
     weights: Path,
@@ -150,6 +153,7 @@ def main(
     strides: list[int],
     precision: str | None,
     device: str,
+    objects: list[int],
 ) -> None:
     if strides:
         results = compare_strides(video, weights, class_name, strides, precision)
@@ -176,10 +180,10 @@ def main(
             figures.update(score(truth, rows))
         results[name] = {key: round(value, 4) for key, value in figures.items()}
     _show(results, truth is not None)
-    association = {objects: association_ms(objects) for objects in (10, 30, 100, 300)}
+    association = {count: association_ms(count) for count in objects}
     table = Table("objects", "ours, CPU ms a frame", "ultralytics")
-    for objects, figures in association.items():
-        table.add_row(str(objects), f"{figures['ours']:.2f}", f"{figures['ultralytics']:.2f}")
+    for count, figures in association.items():
+        table.add_row(str(count), f"{figures['ours']:.2f}", f"{figures['ultralytics']:.2f}")
     Console(width=140).print(table)
     print(json.dumps({"video": video.name, "class": class_name, "results": results, "association_ms": association}))
 

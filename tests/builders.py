@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.server
 import logging
 import os
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -52,6 +54,24 @@ def label_config(*labels: str, predicted: Mapping[str, str] | None = None, frame
     )
 
 
+def made_once(make: Callable[..., Path]) -> Callable[..., Path]:
+    """Decorate a function that makes a file at a path: with equal other arguments, later calls copy the first's."""
+    made: dict[str, bytes] = {}
+
+    @functools.wraps(make)
+    def make_or_copy(path: Path, *arguments: Any, **options: Any) -> Path:
+        key = repr((path.suffix, arguments, options))
+        if key in made:
+            path.write_bytes(made[key])
+        else:
+            make(path, *arguments, **options)
+            made[key] = path.read_bytes()
+        return path
+
+    return make_or_copy
+
+
+@made_once
 def make_clip(path: Path, *, frames: int = 40, fps: int = 20, size: tuple[int, int] = (320, 240)) -> Path:
     """A still, textured background over which one bright block walks from left to right, from frame 10 on."""
     width, height = size
@@ -67,6 +87,26 @@ def make_clip(path: Path, *, frames: int = 40, fps: int = 20, size: tuple[int, i
     return path
 
 
+def repeat_clip(source: Path, target: Path, times: int) -> Path:
+    """A long video at the cost of a copy: the packets of ``source`` again and again."""
+    with av.open(str(target), "w") as out:
+        stream = None
+        for turn in range(times):
+            with av.open(str(source)) as inp:
+                video = inp.streams.video[0]
+                stream = stream or out.add_stream_from_template(video)
+                length = video.duration or 0
+                for packet in inp.demux(video):
+                    if packet.dts is None:
+                        continue
+                    packet.pts += turn * length
+                    packet.dts += turn * length
+                    packet.stream = stream
+                    out.mux(packet)
+    return target
+
+
+@made_once
 def make_tiny_yolo(path: Path, names: Mapping[int, str]) -> Path:
     """A YOLO11 checkpoint of a few hundred kilobytes with random weights, biased so that it does see things."""
     import torch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import os
 import shutil
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import settings as hypothesis_settings
 from redis import Redis
 from xdist.scheduler import LoadFileScheduling
@@ -24,6 +27,7 @@ from ml_backend.cli.dev_stack.processes import LabelStudioServer, RedisServer
 from ml_backend.cli.dev_stack.stack import LABEL_STUDIO_TIMEOUT, Stack, StackOptions
 from ml_backend.core.model_cache import current_model_cache
 from ml_backend.core.settings import Settings
+from ml_backend.db import migrations, storage
 from ml_backend.label_studio.client import LabelStudioClient, create_token
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +46,7 @@ LONGEST = (
     *("server/test_dashboard_browser.py", "detectors/test_int8.py", "detectors/test_engines.py", "jobs/test_worker.py"),
     *("jobs/test_predict.py", "jobs/test_chunks.py", "jobs/test_api_jobs.py", "rendering/test_render_script.py"),
 )
+STACKS = pytest.StashKey[list[Stack]]()
 #: Fixtures that start a server or a browser, or need weights or a video that are not part of the project.
 NOT_QUICK = {
     *("redis_server", "label_studio", "make_stack", "postgresql", "s3"),
@@ -54,12 +59,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the longest files.
+    """Begin with the longest files, and leave together those that need the local stack.
 
     With ``--quick``, leave out what needs a server, a browser or real weights, and what is marked as slow.
     """
     place = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path, len(place)))
+    with_stack = min((place.get(item.path, len(place)) for item in items if needs_stack(item.path)), default=0)
+    items.sort(key=lambda item: with_stack if needs_stack(item.path) else place.get(item.path, len(place)))
     if not config.getoption("--quick"):
         return
     marks = ("slow", "stack", "browser")
@@ -77,12 +83,25 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@functools.cache
+def needs_stack(file: Path) -> bool:
+    return "motion_stack" in file.read_text(encoding="utf-8")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop the local stack after the last test that needs it: its processes go on looking for work."""
+    if nextitem and needs_stack(item.path) and not needs_stack(nextitem.path):
+        for stack in item.config.stash.get(STACKS, []):
+            stack.stop()
+
+
 class OneStack(LoadFileScheduling):
     """Keep each file in one process, and all that need the local stack in the same: it is started once."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = str(super()._split_scope(nodeid))
-        return "stack" if "motion_stack" in (ROOT / file).read_text(encoding="utf-8") else file
+        return "stack" if needs_stack(ROOT / file) else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneStack:
@@ -127,6 +146,38 @@ def _models_of_one_file() -> Iterator[None]:
     yield
     if (cache := current_model_cache()) is not None:
         cache.optimize()
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes, when it is first called, an SQLite database with all tables and no rows."""
+
+    @functools.cache
+    def make() -> Path:
+        file = tmp_path_factory.mktemp("database") / "migrated.sqlite3"
+        engine = sa.create_engine(f"sqlite:///{file}")
+        migrations.upgrade(engine)
+        engine.dispose()
+        return file
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _new_databases_are_copies(migrated_database: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare each new SQLite database the migrations, which take 0.1 s; tests of the database have them all."""
+
+    def upgrade(engine: Any) -> None:
+        file = engine.url.database
+        if engine.dialect.name == "sqlite" and file and file != ":memory:" and not os.path.exists(file):
+            part = f"{file}.{uuid.uuid4().hex}"
+            with contextlib.suppress(OSError):  # where it cannot be written, or another thread was faster
+                shutil.copyfile(migrated_database(), part)
+                os.link(part, file)
+            Path(part).unlink(missing_ok=True)
+        migrations.upgrade(engine)
+
+    monkeypatch.setattr(storage, "upgrade", upgrade)
 
 
 @pytest.fixture(scope="session")
@@ -252,14 +303,14 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory, mark: dict[str, str])
 
 
 @pytest.fixture(scope="session")
-def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+def make_stack(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Callable[..., Stack]]:
     """Factory of whole local stacks (Label Studio, Redis, backend, worker) with a data folder and ports of their own.
 
     Keyword arguments are settings of backend and worker: ``make_stack(detector="motion")``.
     """
     if not (ROOT / ".venv-label-studio" / "bin" / "label-studio").exists():
         pytest.skip("Label Studio is not installed; bash scripts/test.sh installs it into .venv-label-studio")
-    stacks: list[Stack] = []
+    stacks = pytestconfig.stash.setdefault(STACKS, [])
 
     def make(**settings: Any) -> Stack:
         environment = {"WEIGHTS_TIMEOUT_S": "0.5"} | {name.upper(): str(value) for name, value in settings.items()}

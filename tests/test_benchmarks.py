@@ -59,7 +59,7 @@ def printed(footage: Path) -> dict[str, Any]:
     here = {
         "plain": (pipeline.main, [*on_clip, "--variant", "plain loop"]),
         "ours": (pipeline.main, [*on_clip, "--variant", "ours, exact"]),
-        "tracking": (tracking.main, [*on_clip, "--class-name", ""]),
+        "tracking": (tracking.main, [*on_clip, "--class-name", "", "--objects", "10"]),
         "strides": (tracking.main, [*on_clip, "--class-name", "", "--strides", "1,2"]),
     }
     running: dict[str, subprocess.Popen[str]] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -22,7 +21,7 @@ from ml_backend.db.tables import audit, embeddings, metadata
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.services.erasure import erase
 from ml_backend.server.app import create_app
-from tests.builders import Outside, environment, outside
+from tests.builders import Outside, environment, outside, run_command
 from tests.server.control import Room
 
 
@@ -138,5 +137,4 @@ def listed(studio: Outside, project: int) -> None:
 
 
 def run(values: Settings) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "scripts/erase_project.py", "--project", "7", "--yes"]
-    return subprocess.run(command, env=environment(values), cwd=ROOT, capture_output=True, text=True, check=False)
+    return run_command("erase-project", "--project", 7, "--yes", cwd=ROOT, **environment(values))

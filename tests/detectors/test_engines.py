@@ -172,6 +172,10 @@ def test_working_size_of_the_motion_detector() -> None:
 
 
 def test_pytorch_serves_until_the_background_has_the_export(tiny: Path, here: Settings) -> None:
+    """What a detector says of it ends too, although it was loaded before and no later video has replaced it."""
+    with yolo_detector(resolve_detector(here.model_copy(update={"yolo_weights": str(tiny)})), here) as detector:
+        pass
+    assert detector.engine["name"] == "torch"
     first = choose_engine(tiny, file_sha256(tiny), here)
     assert first.export is None
     assert "being prepared" in first.note
@@ -179,14 +183,6 @@ def test_pytorch_serves_until_the_background_has_the_export(tiny: Path, here: Se
     assert second.export is not None
     assert second.note == ""
     assert second.key != first.key
-
-
-def test_preparing_ends_when_it_is_prepared(tiny: Path, here: Settings) -> None:
-    """Also for a detector that was loaded before and that no later video has replaced."""
-    with yolo_detector(resolve_detector(here.model_copy(update={"yolo_weights": str(tiny)})), here) as detector:
-        pass
-    assert detector.engine["name"] == "torch"
-    choose_engine(tiny, file_sha256(tiny), here, wait=True)
     assert detector.engine == {"name": "torch", "precision": "fp32", "note": ""}
 
 

@@ -54,7 +54,8 @@ class Site:
 
     def project(self, config: str = CONFIG) -> int:
         project = self.client.create_project("test", config)
-        self.client.ensure_local_files_storage(project, self.served)
+        # A new project has none, which ``ensure_local_files_storage`` would ask first.
+        self.sdk.import_storage.local.create(project=project, path=str(self.served), title="videos", use_blob_urls=True)
         return project
 
     def task(self, project: int, **data: Any) -> int:
@@ -104,8 +105,20 @@ class Site:
         return str(failed["error"])
 
 
+@pytest.fixture(scope="session")
+def clients(label_studio: Any) -> tuple[LabelStudioClient, Any]:
+    """Our client and the SDK's, for all tests: each new one would first exchange the token."""
+    return label_studio.client(), Sdk(base_url=label_studio.url, api_key=label_studio.token)
+
+
 @pytest.fixture
-def site(label_studio: Any, redis_url: str, settings: Callable[..., Settings], tmp_path: Path) -> Callable[..., Site]:
+def site(
+    label_studio: Any,
+    clients: tuple[LabelStudioClient, Any],
+    redis_url: str,
+    settings: Callable[..., Settings],
+    tmp_path: Path,
+) -> Callable[..., Site]:
     """Factory of a :class:`Site`; keyword arguments are settings of the worker."""
 
     def make(**values: Any) -> Site:
@@ -122,8 +135,7 @@ def site(label_studio: Any, redis_url: str, settings: Callable[..., Settings], t
             "job_lease_s": 5,
         }
         chosen = settings(**(defaults | values))
-        sdk = Sdk(base_url=label_studio.url, api_key=label_studio.token)
-        return Site(chosen, videos, label_studio.client(), sdk, served)
+        return Site(chosen, videos, *clients, served)
 
     return make
 

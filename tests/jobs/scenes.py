@@ -10,6 +10,7 @@ import numpy as np
 import ultralytics
 
 from ml_backend.video.writer import VideoWriter
+from tests.builders import made_once
 
 ASSETS = Path(ultralytics.__file__).parent / "assets"
 WIDTH, HEIGHT, FRAMES, FPS = 480, 360, 120, 20
@@ -32,6 +33,7 @@ def _left(width: int, way: int, frame: int) -> float:
     return room * (phase if phase <= 1 else 2 - phase)
 
 
+@made_once
 def make_walk(path: Path, seed: int = 1) -> Path:
     """Six seconds in which a person and a bus move to and fro over a background of its own."""
     photo = cv2.imread(str(ASSETS / "bus.jpg"))

@@ -19,12 +19,11 @@ from ml_backend.jobs import api_file_jobs
 from ml_backend.jobs.container import Container
 from ml_backend.server.app import create_app
 from ml_backend.video.probe import probe
-from tests.builders import label_config, make_clip, make_tiny_yolo, wait_for, worker_process
+from tests.builders import label_config, make_clip, make_tiny_yolo, repeat_clip, wait_for, worker_process
 from tests.jobs.conftest import Site
 from tests.jobs.scenes import make_walk, walk_regions
 from tests.jobs.test_learn import CONFIG as SCENES
 from tests.jobs.test_learn import make_scene, teach
-from tests.jobs.test_worker import repeat_clip
 from tests.server.control import Room
 from tests.video.builders import make_video
 
@@ -169,7 +168,7 @@ def test_what_is_no_video_fails_and_is_removed(here: Site, work: Work, tmp_path:
 def odd_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A video that is to be converted, which takes some seconds."""
     return make_video(
-        tmp_path_factory.mktemp("odd") / "odd clip.avi", frames=1500, size=(640, 480), fps=20, codec="mpeg4"
+        tmp_path_factory.mktemp("odd") / "odd clip.avi", frames=600, size=(640, 480), fps=20, codec="mpeg4"
     )
 
 
@@ -199,7 +198,7 @@ def test_a_worker_that_ends_while_it_converts_keeps_the_video(
     work(here)
     found = ended(asking, job)
     assert found["state"] == "finished", found["error"]
-    assert here.data(found["result"]["task"])["frames"] == 1500
+    assert here.data(found["result"]["task"])["frames"] == 600
     assert list(here.settings.uploads_dir.iterdir()) == []
 
 
@@ -295,9 +294,10 @@ def test_how_far_predictions_are(here: Site) -> None:
     assert queue.fetch("predict-" + "a" * 40) is not None
 
 
-def test_a_prediction_that_runs_is_cancelled(here: Site, work: Work) -> None:
+def test_a_prediction_that_runs_is_cancelled(here: Site, work: Work, tmp_path: Path) -> None:
     project, asking = here.project(), room(here)
-    task = here.task(project, video=here.clip("long.mp4", frames=1500), fps=20, frames=1, width=1, height=1, duration=1)
+    repeat_clip(make_clip(tmp_path / "short.mp4", frames=100), here.videos / "long.mp4", 15)
+    task = here.task(project, video=here.clip("long.mp4"), fps=20, frames=1, width=1, height=1, duration=1)
     job = asking.post("/api/auto_label", {"project": project, "tasks": [task]}, 202)["job"]
     seen = cancel_when(asking, lambda: running(asking, "predict") and job["id"])
     work(here)

@@ -24,10 +24,10 @@ from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import JobQueue
 from ml_backend.labeling.model_version import PARTIAL
 from ml_backend.video.probe import probe
-from tests.builders import make_clip, make_tiny_yolo, wait_for, worker_process
+from tests.builders import make_clip, make_tiny_yolo, repeat_clip, wait_for, worker_process
 from tests.inference.test_chunks import observation
 from tests.jobs.conftest import Site
-from tests.jobs.test_worker import frames_done, repeat_clip
+from tests.jobs.test_worker import frames_done
 
 KEY = "k" * 40
 #: The random network sees something in each cell of its grid.
@@ -274,13 +274,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def long_site(site: Callable[..., Site], weights: Path, tmp_path: Path) -> Callable[..., tuple[Site, int]]:
-    """A requested prediction of 800 frames."""
+    """A requested prediction of 100 frames a turn."""
 
-    def make(**values: Any) -> tuple[Site, int]:
+    def make(turns: int = 8, **values: Any) -> tuple[Site, int]:
         here = site(**FEW_BOXES | {"yolo_weights": str(weights), "segment_s": 5, "partial_s": 0} | values)
         make_clip(tmp_path / "short.mp4", frames=100, size=(640, 480))
-        repeat_clip(tmp_path / "short.mp4", here.videos / "long.mp4", 8)
-        assert probe(here.videos / "long.mp4").frames == 800
+        repeat_clip(tmp_path / "short.mp4", here.videos / "long.mp4", turns)
+        assert probe(here.videos / "long.mp4").frames == 100 * turns
         project = here.project()
         task = here.task(project, video="/data/local-files/?d=videos/long.mp4", fps=20)
         assert here.predict(project, task) == [[]]
@@ -396,7 +396,7 @@ def test_what_was_found_so_far_is_shown(long_site: Callable[..., tuple[Site, int
 def test_beside_an_annotation_that_was_begun_early_stays_what_it_was_begun_from(
     long_site: Callable[..., tuple[Site, int]], work: Callable[[Site], Any]
 ) -> None:
-    here, task = long_site()
+    here, task = long_site(turns=2)
     version = here.prediction_service.version(here.client.get_task(task).project_id)
     here.sdk.predictions.create(task=task, result=[], model_version=version + PARTIAL)
     here.annotate(task)
@@ -408,7 +408,7 @@ def test_no_part_stays_beside_the_whole(
     long_site: Callable[..., tuple[Site, int]], work: Callable[[Site], Any]
 ) -> None:
     """Of whatever version it is, and although Label Studio has asked for the whole itself."""
-    here, task = long_site()
+    here, task = long_site(turns=2)
     version = here.prediction_service.version(here.client.get_task(task).project_id)
     here.sdk.predictions.create(task=task, result=[], model_version="other-1.tracktrack-2.yolo.base" + PARTIAL)
     work(here)

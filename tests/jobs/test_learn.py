@@ -19,7 +19,7 @@ from ml_backend.jobs.learn import refresh
 from ml_backend.jobs.project_models import ProjectModelStore
 from ml_backend.jobs.services.patterns import Patterns
 from ml_backend.video.writer import VideoWriter
-from tests.builders import Gate, label_config
+from tests.builders import Gate, label_config, made_once
 from tests.jobs.conftest import Site
 
 Make = Callable[..., Site]
@@ -36,6 +36,7 @@ CUTS = {
 CONFIG = label_config("walker", "vehicle", "unused")
 
 
+@made_once
 def make_scene(path: Path, objects: list[tuple[str, int]], frames: int = 40, fps: int = 20) -> Path:
     """A clip through which cut-outs move one after the other, each in a row of its own.
 

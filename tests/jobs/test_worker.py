@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
 import pytest
 from rq import Worker as RQWorker
 from rq.exceptions import StopRequested
@@ -27,7 +26,7 @@ from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import JOB_TIMEOUT_S, JobQueue
 from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.jobs.worker import make_worker
-from tests.builders import Outside, environment, make_clip, outside, wait_for, worker_process
+from tests.builders import Outside, environment, make_clip, outside, repeat_clip, wait_for, worker_process
 from tests.jobs.conftest import Site
 
 Work = Callable[[Site], Container]
@@ -37,25 +36,6 @@ Work = Callable[[Site], Container]
 def site(site: Callable[..., Site]) -> Callable[..., Site]:
     """Sites without embeddings, whose workers need not import PyTorch."""
     return partial(site, mode="yolo")
-
-
-def repeat_clip(source: Path, target: Path, times: int) -> Path:
-    """A long video at the cost of a copy: the packets of ``source`` again and again."""
-    with av.open(str(target), "w") as out:
-        stream = None
-        for turn in range(times):
-            with av.open(str(source)) as inp:
-                video = inp.streams.video[0]
-                stream = stream or out.add_stream_from_template(video)
-                length = video.duration or 0
-                for packet in inp.demux(video):
-                    if packet.dts is None:
-                        continue
-                    packet.pts += turn * length
-                    packet.dts += turn * length
-                    packet.stream = stream
-                    out.mux(packet)
-    return target
 
 
 @pytest.fixture

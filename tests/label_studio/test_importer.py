@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from ml_backend.label_studio.client import LabelStudioClient, NotFound
 from ml_backend.label_studio.importer import Importer, Outcome, find_videos
 from ml_backend.video.probe import probe
 from ml_backend.video.transcode import plan_transcode
-from tests.builders import ROOT, label_config
+from tests.builders import label_config, run_command
 from tests.video.builders import make_audio, make_video
 
 FRONT = {"movflags": "+faststart"}
@@ -249,18 +247,13 @@ def test_no_file_ends_the_import_of_the_others(
     assert [state.id for state in client.list_task_states(project)] == [done["fine.mp4"].task_id]
 
 
-def run_script(label_studio: Any, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "LABEL_STUDIO_URL": label_studio.url,
-        "LABEL_STUDIO_API_KEY": label_studio.token,
-        "DATA_DIR": str(tmp_path / "data"),
-    }
-    command = [sys.executable, str(ROOT / "scripts" / "import_videos.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+def run(label_studio: Any, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    variables = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.token}
+    return run_command("import-videos", *arguments, cwd=tmp_path, DATA_DIR=str(tmp_path / "data"), **variables)
 
 
-def test_script(label_studio: Any, project: int, videos: Path, tmp_path: Path) -> None:
-    done = run_script(label_studio, tmp_path, str(videos / "nowhere"), str(videos), "--project", str(project))
+def test_command(label_studio: Any, project: int, videos: Path, tmp_path: Path) -> None:
+    done = run(label_studio, tmp_path, str(videos / "nowhere"), str(videos), "--project", str(project))
     assert done.returncode == 3, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"imported": 2, "skipped": 0, "failed": 2}
     assert "only audio" in done.stdout
@@ -269,17 +262,17 @@ def test_script(label_studio: Any, project: int, videos: Path, tmp_path: Path) -
     assert "only audio" in listed[2]
 
     (videos / "more" / "sound.mp4").unlink()
-    done = run_script(label_studio, tmp_path, str(videos), "--project", str(project))
+    done = run(label_studio, tmp_path, str(videos), "--project", str(project))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"imported": 0, "skipped": 2, "failed": 0}
 
 
-def test_script_without_a_server(label_studio: Any, videos: Path, tmp_path: Path) -> None:
+def test_command_without_a_server(label_studio: Any, videos: Path, tmp_path: Path) -> None:
     class Nowhere:
         url = "http://127.0.0.1:9"
         token = label_studio.token
 
-    done = run_script(Nowhere, tmp_path, str(videos), "--project", "1")
+    done = run(Nowhere, tmp_path, str(videos), "--project", "1")
     assert done.returncode == 1
     assert "does not answer" in done.stderr
     assert "Fix:" in done.stderr

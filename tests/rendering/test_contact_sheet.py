@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from ml_backend.labeling.few_shot.pattern_store import NewExemplar, PatternStore
 from ml_backend.labeling.modes import require_embedder
 from ml_backend.rendering.contact_sheet import FORMATS, Card, contact_sheet, exemplar_cards, sheet_title, write_sheet
 from ml_backend.rendering.text import Fonts
-from tests.builders import ROOT
+from tests.builders import run_command
 
 MODEL = "model-1"
 RED = (220, 20, 20)
@@ -144,15 +142,14 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_script(tmp_path: Path, settings: Callable[..., Settings]) -> None:
+def test_the_command(tmp_path: Path, settings: Callable[..., Settings]) -> None:
     made = settings()
     projects = Container(made).projects
     learn(projects.patterns, 3, {"b": ("fallen", 2)}, require_embedder(projects.models(1).classifier).model_id)
-    environment = {**os.environ, "DATA_DIR": str(made.data_dir), "WEIGHTS_TIMEOUT_S": "0.1"}
+    variables = {"DATA_DIR": str(made.data_dir), "WEIGHTS_TIMEOUT_S": "0.1"}
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "scripts" / "contact_sheet.py"), "--project", "1", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+        return run_command("contact-sheet", "--project", "1", *arguments, cwd=tmp_path, **variables)
 
     done = run("--label", "fallen", "--out", "sheet.png")
     assert done.returncode == 0, done.stderr

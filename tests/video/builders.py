@@ -12,6 +12,8 @@ from typing import Any
 import av
 import numpy as np
 
+from tests.builders import made_once
+
 BITS = 12
 
 
@@ -35,6 +37,7 @@ def read_number(image: np.ndarray) -> int:
     return sum(1 << bit for bit in range(BITS) if row[int((bit + 0.5) * (width // BITS))] > 128)
 
 
+@made_once
 def make_video(
     path: Path,
     *,

@@ -248,7 +248,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
     """In processes of their own, since a process' peak never falls."""
     peaks = []
     for frames in (60, 600):
-        path = make_video(tmp_path / f"{frames}.mp4", frames=frames, size=(640, 480))
+        path = make_video(tmp_path / f"{frames}.mp4", frames=frames, size=(640, 480), options={"preset": "ultrafast"})
         code = (
             "import sys; from benchmarks.measuring import peak_mb; from ml_backend.video.reader import read_frames\n"
             "assert sum(1 for _ in read_frames(sys.argv[1])) == int(sys.argv[2])\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ pytestmark = pytest.mark.stack
 
 
 @pytest.fixture(scope="module")
-def stack(make_stack: Callable[..., Stack]) -> Stack:
-    return make_stack(detector="motion", mode="yolo", basic_auth_user="someone", basic_auth_pass="p:ss word")
+def stack(make_stack: Callable[..., Stack]) -> Iterator[Stack]:
+    stack = make_stack(detector="motion", mode="yolo", basic_auth_user="someone", basic_auth_pass="p:ss word")
+    yield stack
+    stack.stop()  # nobody else uses it, and its processes would go on looking for work
 
 
 @pytest.fixture(scope="module")
