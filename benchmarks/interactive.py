@@ -1,10 +1,15 @@
 """Drawn boxes: how well and how fast an object is followed from one box.
 
-    python benchmarks/interactive.py VIDEO --weights yolo11n.pt [--part following] [--part people]
+    python benchmarks/interactive.py VIDEO --weights yolo11n.pt [--part following] [--part occluded] [--part people]
 
 Part "following": from one box at a quarter, half and three quarters of the life of each track of VIDEO. The truth is
 what the exact settings find (STRIDE=1), so figures with tracks say how well those of the default settings are used, not
 how right they are; "correlation" uses no detector.
+
+Part "occluded": pillars are drawn into VIDEO, and each object that passes behind one is followed from a box before it.
+Scored on the frames after it, where the object is clear of the pillar, against the tracks of VIDEO itself: with the
+tracks as they are, and with those joined whose views are alike. ``another`` is the share of frames on which the box is
+nowhere near the object.
 
 Part "people": twenty people, each with a task of their own, press their label's key at once on a local stack whose
 video has been predicted, and again at once where the answer came too late. Prints a table and, as the last line, JSON.
@@ -18,6 +23,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +40,31 @@ from benchmarks.measuring import CONFIG, local_stack, new_task, newest_predictio
 from ml_backend.cli.dev_stack.stack import Stack  # noqa: E402
 from ml_backend.core.boxes import iou_pairs  # noqa: E402
 from ml_backend.core.settings import Settings  # noqa: E402
-from ml_backend.core.types import Track  # noqa: E402
+from ml_backend.core.types import FloatArray, IntArray, Track, VideoInfo  # noqa: E402
 from ml_backend.detectors.weights import resolve_detector  # noqa: E402
+from ml_backend.embeddings.crop_embeddings import CropEmbedding, MemoryCropEmbeddings, embed_tracks  # noqa: E402
+from ml_backend.embeddings.crop_selection import CROPS_PER_TRACK, candidate_crops  # noqa: E402
+from ml_backend.embeddings.hub import resolve_embedder  # noqa: E402
+from ml_backend.embeddings.loading import use_embedder  # noqa: E402
 from ml_backend.inference.follow import Follower, KnownTrack  # noqa: E402
 from ml_backend.inference.pipeline import detect_tracks  # noqa: E402
 from ml_backend.inference.reduced_frames import BLOCK, ReducedFrames  # noqa: E402
 from ml_backend.label_studio.timeline import video_timeline  # noqa: E402
+from ml_backend.review.identity import joined_lives  # noqa: E402
+from ml_backend.review.video import ReviewVideo  # noqa: E402
 from ml_backend.video.probe import probe  # noqa: E402
+from ml_backend.video.reader import read_frames  # noqa: E402
+from ml_backend.video.writer import VideoWriter  # noqa: E402
 
 #: Shortest life in seconds: shorter ones are not worth a drawn box.
 MIN_LIFE_S = 1.0
 #: Standard deviation of a person's box edges, as a share of its size.
 CARELESS = 0.04
-PARTS = ("following", "people")
+PARTS = ("following", "occluded", "people")
+#: Left edge and width of the pillars, as shares of the picture's width.
+PILLARS = ((0.26, 0.08), (0.42, 0.16), (0.47, 0.08), (0.62, 0.12))
+#: Seconds before and after a pillar in which an object is clear of it.
+CLEAR_S = 0.4
 #: Who draw at once.
 PEOPLE = 20
 
@@ -148,6 +168,86 @@ def measure_following(video: Path, weights: Path) -> dict[str, dict[str, float]]
     return figures
 
 
+def measure_occluded(video: Path, weights: Path) -> dict[str, dict[str, float]]:
+    info = probe(video)
+    truth = [track for track in find_tracks(video, weights, 1) if len(track) >= MIN_LIFE_S * info.fps]
+    scores: dict[str, list[FloatArray]] = {"tracks as they are": [], "joined by looks": []}
+    for left, width in PILLARS:
+        x1, x2 = round(left * info.width), round((left + width) * info.width)
+        with tempfile.TemporaryDirectory() as folder:
+            occluded = Path(folder) / "occluded.mp4"
+            _draw_pillar(video, occluded, x1, x2)
+            tracks = [replace(track, label=track.top_class) for track in find_tracks(occluded, weights, 3)]
+            seen = ReviewVideo(
+                tracks, info.fps, info.width, info.height, info.frames, crops=_embedded(tracks, occluded, info)
+            )
+            frames = ReducedFrames(occluded, probe(occluded))
+            for name, known in zip(scores, (tracks, joined_lives(seen)), strict=True):
+                follower = Follower(
+                    frames,
+                    (info.width, info.height),
+                    info.fps,
+                    [KnownTrack(track.frames, track.xyxy.astype(np.float64)) for track in known],
+                )
+                for track in truth:
+                    if (rows := _clear_of(track, x1, x2, info.fps)) is not None:
+                        scores[name].append(_follow_past(follower, track, *rows, info.frames))
+    return {
+        f"{name}, {len(overlaps)} objects": {
+            "success": float(np.mean(np.concatenate(overlaps) > 0.5)),
+            "another": float(np.mean(np.concatenate(overlaps) < 0.1)),
+        }
+        for name, overlaps in scores.items()
+    }
+
+
+def _draw_pillar(video: Path, target: Path, x1: int, x2: int) -> None:
+    info = probe(video)
+    with VideoWriter(target, info.width, info.height, info.fps) as writer:
+        for frame in read_frames(video, info):
+            image = frame.image.copy()
+            image[:, x1:x2] = (90, 100, 95)
+            writer.write(image)
+
+
+def _embedded(tracks: Sequence[Track], video: Path, info: VideoInfo) -> list[CropEmbedding]:
+    """Embed crops of the tracks, as many as predictions do."""
+    settings = Settings()
+    model = resolve_embedder(settings)
+    size = info.width, info.height
+    found = embed_tracks(
+        [candidate_crops(track.frames, track.xyxy, track.conf, *size, CROPS_PER_TRACK) for track in tracks],
+        partial(use_embedder, model, settings),
+        model.model_id,
+        MemoryCropEmbeddings(),
+        lambda: nullcontext(video),
+        CROPS_PER_TRACK,
+    )
+    return [crop for crops in found for crop in crops]
+
+
+def _clear_of(track: Track, x1: int, x2: int, fps: float) -> tuple[IntArray, IntArray] | None:
+    """Return the rows in which an object is clear of a pillar, before and after it; ``None`` if it does not pass."""
+    left, right = track.xyxy[:, 0], track.xyxy[:, 2]
+    covered = (np.minimum(right, x2) - np.maximum(left, x1)) / (right - left)
+    (hidden,) = np.nonzero(covered > 0.9)
+    (clear,) = np.nonzero(covered < 0.1)
+    before, after = (clear[clear < hidden[0]], clear[clear > hidden[-1]]) if len(hidden) else (hidden, hidden)
+    return (before, after) if min(len(before), len(after)) >= CLEAR_S * fps else None
+
+
+def _follow_past(follower: Follower, track: Track, before: IntArray, after: IntArray, frames: int) -> FloatArray:
+    """Return the IoU with an object by frame after its occlusion; NaN without a box."""
+    row = int(before[len(before) // 2])
+    found = follower.follow(int(track.frames[row]), track.xyxy[row].astype(np.float64), 0, frames - 1).boxes
+    boxes = [found.get(int(frame)) for frame in track.frames[after]]
+    overlaps = [
+        np.nan if box is None else float(iou_pairs(box[None], track.xyxy[at][None])[0])
+        for box, at in zip(boxes, after.tolist(), strict=True)
+    ]
+    return np.array(overlaps, np.float32)
+
+
 @click.command()
 @click.argument("video", type=click.Path(exists=True, path_type=Path))
 @click.option("--weights", required=True, type=click.Path(exists=True, path_type=Path))
@@ -155,6 +255,8 @@ def measure_following(video: Path, weights: Path) -> dict[str, dict[str, float]]
 def main(video: Path, weights: Path, parts: Sequence[str]) -> None:
     """Measure following with VIDEO."""
     figures = measure_following(video, weights) if "following" in parts else {}
+    if "occluded" in parts:
+        figures |= measure_occluded(video, weights)
     if "people" in parts:
         figures["people"] = measure_people(video, weights)
     for name, values in figures.items():

@@ -51,6 +51,14 @@ class Answer:
         )
 
 
+def keyframe_numbers(region: Mapping[str, Any]) -> list[int]:
+    """Return the 1-based frames of a region's keyframes; none if it cannot be read."""
+    try:
+        return [int(key["frame"]) for key in region["value"]["sequence"]]
+    except MALFORMED:
+        return []
+
+
 class Redraw:
     """Follow a region's object from the person's keyframes.
 

@@ -50,16 +50,16 @@ def follow_regions(
     """
     answers: list[dict[str, Any]] = []
     errors: list[BackendError] = []
-    with _redraw(container, project_id, task_id, video) as (redraw, _, _):
+    with _redraw(container, project_id, task_id, video, regions) as (redraw, _, _):
         for region in regions:
             started = time.monotonic()
             try:
-                answer = redraw.extend(region, recall(container, task_id, region))
+                answer = redraw.extend(region, recall(container, project_id, task_id, region))
             except BackendError as error:
                 log.warning("Task %s: a region was not followed: %s", task_id, error)
                 errors.append(error)
                 continue
-            remember(container, task_id, region, answer)
+            remember(container, project_id, task_id, region, answer)
             log.info(
                 "Task %s: followed a region in %.2f s to %d keyframes, of which %d are the annotator's.",
                 task_id,
@@ -97,7 +97,7 @@ def track_box(
     region = {"value": {"sequence": [{**prompt["box"], "frame": frame, "enabled": True, "rotation": 0}]}}
     before = 0 if prompt["direction"] == "forward" else prompt["max_frames"]
     after = 0 if prompt["direction"] == "backward" else prompt["max_frames"]
-    with _redraw(container, project_id, task_id, video) as (redraw, info, timeline):
+    with _redraw(container, project_id, task_id, video, [region]) as (redraw, info, timeline):
         return [
             {
                 "frame": key["frame"] - 1,
@@ -111,18 +111,23 @@ def track_box(
 
 @contextmanager
 def _redraw(
-    container: Container, project_id: int, task_id: int, video: Mapping[str, Any]
+    container: Container,
+    project_id: int,
+    task_id: int,
+    video: Mapping[str, Any],
+    regions: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[Redraw, VideoInfo, Timeline]]:
-    """Open a task's video for following objects, until the time for an answer is up."""
+    """Open a task's video for following the objects of regions, until the time for an answer is up."""
     from ml_backend.inference.follow import Follower
-    from ml_backend.inference.redraw import Redraw
+    from ml_backend.inference.redraw import Redraw, keyframe_numbers
     from ml_backend.inference.reduced_frames import ReducedFrames
     from ml_backend.label_studio.timeline import video_timeline
     from ml_backend.video.probe import probe
 
     with _tracker(container) as tracker, container.media.open(video["uri"], task_id, project_id) as path:
         info, timeline = probe(path), video_timeline(path, video["frame_rate"])
-        tracks = known_tracks(container, project_id, video["uri"], timeline, (info.width, info.height))
+        drawn = [number for region in regions for number in keyframe_numbers(region)]
+        tracks = known_tracks(container, project_id, video["uri"], timeline, info, drawn)
         # From here on: each press must get further, however long a download or a model's start has taken.
         deadline = time.monotonic() + max(_FAIR_S, ANSWER_S / (1 + container.queue.queues[INTERACTIVE].count))
         follower = Follower(
@@ -172,34 +177,52 @@ def warm(container: Container, project_id: int, task_id: int, video: Mapping[str
 
 
 def known_tracks(
-    container: Container, project_id: int, uri: str, timeline: Timeline, size: tuple[int, int]
+    container: Container, project_id: int, uri: str, timeline: Timeline, info: VideoInfo, drawn: Sequence[int]
 ) -> list[KnownTrack]:
-    """Return the stored tracks of a video, also those too weak for a prediction; none if it has not been predicted."""
+    """Return stored tracks of a video, also those too weak for a prediction; none if it has not been predicted.
+
+    Tracks that are one object's before and after an occlusion, by their embedded crops and motion, are joined.
+
+    Args:
+        drawn: 1-based frames of drawn boxes; tracks that these cannot reach in one request are left out.
+    """
     import numpy as np
 
+    from ml_backend.core.types import Track
     from ml_backend.inference.follow import KnownTrack
     from ml_backend.label_studio.regions import region_boxes
     from ml_backend.labeling.few_shot.pattern_store import video_key
+    from ml_backend.review.identity import joined_lives
+    from ml_backend.review.video import ReviewVideo
 
-    stored = next(container.projects.patterns.tracks_of_project(project_id, video_key(uri)), None)
-    known = []
+    key, size = video_key(uri), (info.width, info.height)
+    span = container.settings.follow_s * timeline.frame_rate
+    first, last = min(drawn, default=0) - span, max(drawn, default=0) + span
+    stored = next(container.projects.patterns.tracks_of_project(project_id, key), None)
+    tracks: list[Track] = []
     for record in (*stored.tracks.tracks, *stored.tracks.dropped) if stored else ():
         if record.value["framesCount"] != timeline.frames_count:
             continue  # of another task, with another frame rate
         sequence = record.value["sequence"]
         end = timeline.frames_count if sequence[-1]["enabled"] else sequence[-1]["frame"]
+        if end < first or sequence[0]["frame"] > last:
+            continue
         wanted = np.arange(sequence[0]["frame"], end + 1)
         frames, xyxy, visible = region_boxes({"value": record.value}, *size, wanted)
         decoded, rows = np.unique(timeline.decoded_index(frames[visible]), return_index=True)
-        known.append(KnownTrack(decoded, xyxy[visible][rows]))
-    return known
+        boxes = xyxy[visible][rows].astype(np.float32)
+        tracks.append(Track(len(tracks), decoded, boxes, np.ones(len(rows), np.float32), label=record.top_class))
+    embedder = container.projects.models(project_id).classifier.embedder
+    crops = container.projects.patterns.crop_embeddings(key).get(embedder.model_id) if embedder and tracks else []
+    video = ReviewVideo(tracks, info.fps, *size, info.frames, crops=crops)
+    return [KnownTrack(track.frames, track.xyxy.astype(np.float64)) for track in joined_lives(video)]
 
 
-def _key(task_id: int, region: Mapping[str, Any]) -> str:
-    return f"video:answered:{task_id}:{str(region.get('id'))[:64]}"
+def _key(project_id: int, task_id: int, region: Mapping[str, Any]) -> str:
+    return f"video:answered:{project_id}:{task_id}:{str(region.get('id'))[:64]}"
 
 
-def recall(container: Container, task_id: int, region: Mapping[str, Any]) -> Answer | None:
+def recall(container: Container, project_id: int, task_id: int, region: Mapping[str, Any]) -> Answer | None:
     """Return what was answered for a region as it is; ``None`` if nothing was, or long ago.
 
     An answer may not have reached the editor, or was undone there: that which has most of the region's keyframes
@@ -208,7 +231,7 @@ def recall(container: Container, task_id: int, region: Mapping[str, Any]) -> Ans
     from ml_backend.inference.redraw import Answer
 
     with container.queue.guard():
-        stored: Any = container.queue.connection.lrange(_key(task_id, region), 0, REMEMBERED - 1)
+        stored: Any = container.queue.connection.lrange(_key(project_id, task_id, region), 0, REMEMBERED - 1)
     shown = {_place(key) for key in region["value"]["sequence"]}
     answers = [Answer.from_json(json.loads(item)) for item in stored]
     return max(answers, key=lambda answer: len(shown & set(map(_place, answer.sequence))), default=None)
@@ -218,9 +241,9 @@ def _place(key: Mapping[str, Any]) -> tuple[Any, ...]:
     return int(key["frame"]), *(round(float(key[side]), 2) for side in ("x", "y", "width", "height"))
 
 
-def remember(container: Container, task_id: int, region: Mapping[str, Any], answer: Answer) -> None:
+def remember(container: Container, project_id: int, task_id: int, region: Mapping[str, Any], answer: Answer) -> None:
     """Keep an answer, and a few before it, of a region."""
-    key = _key(task_id, region)
+    key = _key(project_id, task_id, region)
     with container.queue.guard(), container.queue.connection.pipeline() as pipeline:
         pipeline.lpush(key, json.dumps(answer.to_json()))
         pipeline.ltrim(key, 0, REMEMBERED - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 
@@ -14,7 +15,7 @@ from ml_backend.core.types import Float64Array, Track
 from ml_backend.labeling.few_shot.identity_jumps import weakest_link
 from ml_backend.review.finding import Finding
 from ml_backend.review.repairs import Delete, Join, SplitAt, SwapFrom
-from ml_backend.review.video import Evidence, likeness
+from ml_backend.review.video import Evidence, ReviewVideo, likeness
 from ml_backend.tracking.assembly import DUPLICATE_IOU, DUPLICATE_IOU_CLASSES, DUPLICATE_SHARE
 from ml_backend.tracking.box_motion import JUMP, apart, predicted, runs, steps
 from ml_backend.tracking.stitch import best_pairs
@@ -36,6 +37,14 @@ GAP_S = 3.0
 NEAREST, COMPARED = 4, 40
 #: Seconds that a part of a track lasts in which its views show another object.
 PART_S = 0.3
+#: Score of a broken life from which it is joined without asking.
+SAME_OBJECT = 0.6
+#: Longest occlusion, in seconds, after which an object is known by its looks, and how far it moves meanwhile, in box
+#: sizes per second.
+AGAIN_S, REACH_PER_S = 5.0, 2.0
+#: Likeness of its views before and after, and by how much it must exceed that of any other two tracks. Behind pillars
+#: drawn into a street video the views of one person have 0.40 and more, those of two people 0.31 at most.
+ALIKE, DISTINCT = 0.35, 0.05
 #: Seconds at the ends of two parts of a life whose views are compared.
 VIEWS_S = 3.0
 
@@ -314,6 +323,34 @@ def _break(track: Track, frame: int, fps: float) -> float:
 
 
 def _broken_lives(evidence: Evidence) -> Iterator[Finding]:
+    for life in broken_lives(evidence):
+        yield Finding(
+            "broken_life",
+            (life.track.track_id, life.later.track_id),
+            int(life.track.frames[-1]),
+            int(life.later.frames[0]),
+            min(life.score, 0.95),
+            f"One track ends in mid-picture, and another one goes on from there after {life.gap_s:.1f} s.",
+            Join(life.track.track_id, life.later.track_id, fill=life.gap_s <= 2.0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenLife:
+    """Two tracks of one object.
+
+    Attributes:
+        gap_s: seconds between them.
+        score: probability that the object is the same.
+    """
+
+    track: Track
+    later: Track
+    gap_s: float
+    score: float
+
+
+def broken_lives(evidence: Evidence) -> Iterator[BrokenLife]:
     """Yield ends in mid-picture near the beginning of another track that continues the motion and looks alike."""
     video = evidence.video
     ends = max(3, round(video.fps / 2))
@@ -324,17 +361,52 @@ def _broken_lives(evidence: Evidence) -> Iterator[Finding]:
         alike = _likeness_across(evidence, a, b)
         odds = 2.0 - 1.0 * gap + (0.0 if alike is None else 4.0 * (alike - 0.35)) - 1.5 * (a.label != b.label)
         score = float(1 / (1 + np.exp(-odds)))
-        if score < 0.4:
-            continue
-        yield Finding(
-            "broken_life",
-            (a.track_id, b.track_id),
-            int(a.frames[-1]),
-            int(b.frames[0]),
-            min(score, 0.95),
-            f"One track ends in mid-picture, and another one goes on from there after {gap:.1f} s.",
-            Join(a.track_id, b.track_id, fill=gap <= 2.0),
-        )
+        if score >= 0.4:
+            yield BrokenLife(a, b, gap, score)
+
+
+def joined_lives(video: ReviewVideo) -> list[Track]:
+    """Return a video's tracks, those of one object joined to one track that is hidden in between.
+
+    Objects are found again where their motion leads (:class:`BrokenLife`), or, after longer occlusions, by their looks.
+    """
+    evidence = Evidence(video)
+    by_motion = [(broken.track, broken.later) for broken in broken_lives(evidence) if broken.score >= SAME_OBJECT]
+    lives = {track.track_id: [track] for track in video.tracks}
+    ended, begun = ({pair[end].track_id for pair in by_motion} for end in (0, 1))
+    by_looks = [(a, b) for a, b in _seen_again(evidence) if a.track_id not in ended and b.track_id not in begun]
+    for pair in (*by_motion, *by_looks):
+        # A list of one life is shared by all its tracks.
+        joined = sorted((part for track in pair for part in lives[track.track_id]), key=lambda t: int(t.frames[0]))
+        lives |= dict.fromkeys((track.track_id for track in joined), joined)
+    return [_joined(life) for life in {id(life): life for life in lives.values()}.values()]
+
+
+def _seen_again(evidence: Evidence) -> Iterator[tuple[Track, Track]]:
+    """Yield the tracks before and after an occlusion whose views are more alike than those of any other two.
+
+    They are near enough for their object to have moved from one to the other.
+    """
+    fps = evidence.video.fps
+    tracks = [track for track in evidence.video.tracks if track.track_id in evidence.views]
+    begin, end = (np.array([track.frames[row] for track in tracks], np.int64) for row in (0, -1))
+    gaps_s = (begin[None] - end[:, None]) / fps
+    alike = np.full(gaps_s.shape, -np.inf)
+    for i, j in np.argwhere((gaps_s > 0) & (gaps_s <= AGAIN_S)).tolist():
+        if tracks[i].label == tracks[j].label:
+            likeness_ij = _likeness_across(evidence, tracks[i], tracks[j])
+            alike[i, j] = -np.inf if likeness_ij is None else likeness_ij
+    for i, j in np.argwhere(alike >= ALIKE).tolist():
+        others = np.concatenate([np.delete(alike[i], j), np.delete(alike[:, j], i)])
+        distance = apart(tracks[i].xyxy[-1].astype(np.float64), tracks[j].xyxy[0].astype(np.float64))
+        if alike[i, j] - others.max(initial=-np.inf) >= DISTINCT and distance <= FITS + REACH_PER_S * gaps_s[i, j]:
+            yield tracks[i], tracks[j]
+
+
+def _joined(life: Sequence[Track]) -> Track:
+    frames, rows = np.unique(np.concatenate([track.frames for track in life]), return_index=True)
+    xyxy, conf = (np.concatenate([getattr(track, name) for track in life])[rows] for name in ("xyxy", "conf"))
+    return replace(life[0], frames=frames, xyxy=xyxy, conf=conf)
 
 
 def _ends(track: Track, count: int) -> Tracklet:

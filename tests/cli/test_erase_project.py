@@ -18,7 +18,9 @@ from ml_backend.core.errors import Conflict
 from ml_backend.core.outputs import OutputFacts
 from ml_backend.core.settings import Settings
 from ml_backend.db.tables import audit, embeddings, metadata
+from ml_backend.inference.redraw import Answer
 from ml_backend.jobs.container import Container
+from ml_backend.jobs.draw import recall, remember
 from ml_backend.jobs.services.erasure import erase
 from ml_backend.server.app import create_app
 from tests.builders import Outside, environment, outside, run_command
@@ -52,6 +54,7 @@ def filled(settings: Settings) -> Container:
         (settings.uploads_dir / f"{project}-0123" / "a.mp4").write_bytes(b"video")
         container.queue.request("control", "init_models", [project], f"init-{project}", "api_jobs")
         container.queue.publish(f"stats-{project}", {"labels": ["x"]})
+        remember(container, project, 1, {"id": "drawn"}, Answer((), frozenset(), (True, True)))
         folder = settings.data_dir / "training" / f"project-{project}"
         folder.mkdir(parents=True)
         np.save(folder / "frame.npy", np.zeros(3))
@@ -73,6 +76,8 @@ def check_erased(container: Container, removed: Mapping[str, int], who: str) -> 
     assert len([name for name in left if "project-8" in name or "projects/8" in name or "/8-" in name]) == 6
     assert [job["project"] for job in container.jobs.all()] == [8]
     assert [container.queue.published(f"stats-{project}") is None for project in (7, 8)] == [True, False]
+    drawn = {"id": "drawn", "value": {"sequence": []}}
+    assert [recall(container, project, 1, drawn) is None for project in (7, 8)] == [True, False]
     rows, _ = container.audit.find(7, 1)
     assert (rows[0]["action"], rows[0]["who"]) == ("erase", who)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import pytest
 
 from ml_backend.core.boxes import iou_pairs
 from ml_backend.core.settings import get_settings
+from ml_backend.core.types import VideoInfo
+from ml_backend.inference.follow import KnownTrack
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.draw import known_tracks
 from ml_backend.jobs.queue import INTERACTIVE
@@ -96,16 +98,40 @@ def test_a_box_that_cannot_be_followed_keeps_no_other_from_it(follow: Callable[.
 
 
 def test_tracks_too_weak_for_a_prediction_are_known(container: Container) -> None:
-    def record(number: int, x: float) -> TrackRecord:
-        (key,) = drawn(1, x=x)["value"]["sequence"]
-        value = {"framesCount": FRAMES, "duration": FRAMES / FPS, "sequence": [key]}
-        return TrackRecord(number, 0, FRAMES, 0.5, {"person": 1.0}, value, ())
-
-    tracks = TrackSet((record(1, 0),), ("person",), False, WIDTH, HEIGHT, FRAMES, dropped=(record(2, 50),))
-    container.projects.patterns.save_tracks("key", 1, 2, 0, "scene.mp4", tracks)
-    timeline = Timeline(FPS, np.arange(FRAMES) / FPS, FRAMES / FPS)
-    known = known_tracks(container, 1, "scene.mp4", timeline, (WIDTH, HEIGHT))
+    known = stored_tracks(container, [record(1, drawn(1, x=0))], [record(2, drawn(1, x=50))])
     assert [track.xyxy[0, 0] for track in known] == [0, WIDTH / 2]
+
+
+def test_the_tracks_before_and_after_an_occlusion_are_one_objects(container: Container) -> None:
+    last = FRAMES - 10
+    ends = [{**drawn(frame)["value"]["sequence"][0], "enabled": frame < 40} for frame in (1, 40)]
+    begins = [drawn(frame)["value"]["sequence"][0] for frame in (60, last)]
+    elsewhere = record(3, drawn(70, x=0, y=0))
+    before, after = (record(n, drawn(1), sequence=keys) for n, keys in enumerate((ends, begins), start=1))
+    known = stored_tracks(container, [before, after, elsewhere])
+    assert [len(track.frames) for track in known] == [40 + FRAMES - 59, FRAMES - 69]
+    assert known[0].box(20) is not None
+    assert known[0].box(65) is not None
+    assert known[0].box(50) is None
+    out_of_reach = 41 + round(container.settings.follow_s * FPS)
+    assert [len(track.frames) for track in stored_tracks(container, [before, after], drawn_at=out_of_reach)] == [16]
+
+
+def record(number: int, region: dict[str, Any], **changes: Any) -> TrackRecord:
+    """Return a stored track with the keyframes of a region."""
+    value = {**{key: region["value"][key] for key in ("framesCount", "duration", "sequence")}, **changes}
+    return TrackRecord(number, 0, FRAMES, 0.5, {"person": 1.0}, value, ())
+
+
+def stored_tracks(
+    container: Container, tracks: Sequence[TrackRecord], dropped: Sequence[TrackRecord] = (), drawn_at: int = 30
+) -> list[KnownTrack]:
+    """Store the tracks of a video, and return what is known of them."""
+    found = TrackSet(tuple(tracks), ("person",), False, WIDTH, HEIGHT, FRAMES, dropped=tuple(dropped))
+    container.projects.patterns.save_tracks("key", 1, 2, 0, "scene.mp4", found)
+    timeline = Timeline(FPS, np.arange(FRAMES) / FPS, FRAMES / FPS)
+    info = VideoInfo("scene.mp4", WIDTH, HEIGHT, FPS, FRAMES, FRAMES / FPS, "h264", "yuv420p")
+    return known_tracks(container, 1, "scene.mp4", timeline, info, [drawn_at])
 
 
 def test_a_video_that_is_not_there(follow: Callable[..., Any]) -> None:

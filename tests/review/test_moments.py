@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ml_backend.core.types import Track
+from ml_backend.review.identity import joined_lives
 from ml_backend.review.moments import MOMENT_KINDS, Moment, find_moments
 from ml_backend.review.repairs import (
     Add,
@@ -300,3 +301,16 @@ def test_a_life_in_three_pieces_is_joined_twice() -> None:
         assert moments[0].kind == "broken_life"
         spoiled = apply_repair(spoiled, moments[0].repair)
     assert same(spoiled, clean)
+
+
+def test_lives_are_joined_where_motion_and_views_say_so() -> None:
+    clean = street()
+    pieces = part(clean[3], 0, 60), part(clean[3], 80, 100, 20), part(clean[3], 120, FRAMES, 21)
+    stranger = walk(22, (clean[4].xyxy[:, 0].mean(), 580), (0.2, 0.0), frames=(90, FRAMES))
+    spoiled = [*put(clean, *pieces), stranger]
+    joined = {track.track_id: track for track in joined_lives(video(spoiled, [*clean, stranger]))}
+    assert len(joined) == len(clean) + 1
+    hidden = {*range(60, 80), *range(100, 120)}
+    assert joined[4].frames.tolist() == [frame for frame in range(FRAMES) if frame not in hidden]
+    assert np.array_equal(joined[4].xyxy, clean[3].xyxy[joined[4].frames])
+    assert all(same([joined[track.track_id]], [track]) for track in (*clean[:3], *clean[4:], stranger))

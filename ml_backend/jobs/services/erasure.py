@@ -85,8 +85,8 @@ def _remove_jobs(container: Container, project: int) -> int:
         for job in found:
             forget_executions(job)
             job.delete()
-        ours = re.compile(rb"video:found:[a-z]+-%d(?:-|$)" % project)
-        names = [name for name in queue.connection.scan_iter("video:found:*", count=1000) if ours.match(name)]
+        ours = re.compile(rb"video:(?:found:[a-z]+-%d(?:-|$)|answered:%d:)" % (project, project))
+        names = [name for name in queue.connection.scan_iter("video:*", count=1000) if ours.match(name)]
         if names:
             queue.connection.delete(*names)
     return len(found)
