@@ -87,11 +87,7 @@ def test_ultralytics_files_of_sam_are_told_by_their_names(settings: Make, tmp_pa
         use_segmenter(settings(segmenter=str(tmp_path / "renamed.pt"), device="cpu")).__enter__()
 
 
-def test_what_is_missing_or_wrong_is_said(
-    folders: dict[str, Path], settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
+def test_what_is_missing_or_wrong_is_said(folders: dict[str, Path], settings: Make, tmp_path: Path) -> None:
     def refusal(model: Path | str) -> BackendError:
         with (
             pytest.raises(BackendError) as caught,
