@@ -107,26 +107,37 @@ def repeat_clip(source: Path, target: Path, times: int) -> Path:
 
 
 @made_once
-def make_tiny_yolo(path: Path, names: Mapping[int, str]) -> Path:
-    """A YOLO11 checkpoint of a few hundred kilobytes with random weights, biased so that it does see things."""
+def make_tiny_yolo(path: Path, names: Mapping[int, str], *, masks: bool = False) -> Path:
+    """A YOLO11 checkpoint of a few hundred kilobytes with random weights, biased so that it does see things.
+
+    Args:
+        masks: whether it is a model for segmentation.
+    """
     import torch
     import ultralytics
     from ultralytics import YOLO
-    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.nn.tasks import DetectionModel, SegmentationModel
     from ultralytics.utils import YAML
 
     torch.manual_seed(0)
     folder = Path(ultralytics.__file__).parent / "cfg" / "models" / "11"
-    architecture = YAML.load(folder / "yolo11.yaml") | {"scales": {"n": [0.33, 0.0625, 128]}, "scale": "n"}
-    model = DetectionModel(architecture, nc=len(names), verbose=False)
+    kind, model_class, task = "yolo11", DetectionModel, "detect"
+    if masks:
+        kind, model_class, task = "yolo11-seg", SegmentationModel, "segment"
+    architecture = YAML.load(folder / f"{kind}.yaml") | {"scales": {"n": [0.33, 0.0625, 128]}, "scale": "n"}
+    model = model_class(architecture, nc=len(names), verbose=False)
     model.names = dict(names)
     head = model.model[-1]
     with torch.no_grad():
         for branch, bias in zip(head.cv3, (-9.0, -9.0, 1.5), strict=True):
             branch[-1].bias[:] = bias - torch.arange(len(names))  # the coarse grid is sure of the first class
-    yolo = YOLO(folder / "yolo11.yaml", task="detect", verbose=False)
+        if masks:
+            for branch in head.cv4:
+                branch[-1].bias[:] = 1.0
+            head.proto.cv3.bn.bias[:] = 0.2  # of masks, which fill most of their boxes
+    yolo = YOLO(folder / f"{kind}.yaml", task=task, verbose=False)
     yolo.model = model
-    yolo.ckpt = {"train_args": {"task": "detect"}}
+    yolo.ckpt = {"train_args": {"task": task}}
     yolo.save(path)
     return path
 

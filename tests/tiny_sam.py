@@ -1,4 +1,4 @@
-"""Tiny randomly initialised video models of the SAM family, saved in their real format."""
+"""Tiny randomly initialised models of the SAM family, saved in their real format."""
 
 from __future__ import annotations
 
@@ -83,4 +83,27 @@ def save_tiny_sam(kind: str, folder: Path) -> Path:
         )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_first_sam(folder: Path) -> Path:
+    """Save an image model of SAM's first version with what prepares its input."""
+    import torch
+    import transformers as hf
+
+    torch.manual_seed(0)
+    vit = {"hidden_size": 32, "output_channels": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 32}
+    vit |= {"image_size": SIDE, "patch_size": 16, "window_size": 4, "global_attn_indexes": [0], "num_pos_feats": 16}
+    decoder = {"hidden_size": 32, "mlp_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = hf.SamConfig(
+        vision_config=vit,
+        prompt_encoder_config={"hidden_size": 32, "image_size": SIDE, "patch_size": 16, "mask_input_channels": 4},
+        mask_decoder_config=decoder | {"iou_head_hidden_dim": 32},
+    )
+    hf.SamModel(config).save_pretrained(folder)
+    square, masks = {"height": SIDE, "width": SIDE}, {"height": SIDE // 4, "width": SIDE // 4}
+    image_processor = hf.SamImageProcessor(
+        size={"longest_edge": SIDE}, pad_size=square, mask_size={"longest_edge": SIDE // 4}, mask_pad_size=masks
+    )
+    hf.SamProcessor(image_processor).save_pretrained(folder)
     return folder

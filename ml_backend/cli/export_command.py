@@ -141,6 +141,7 @@ def import_dataset(
         "cvat": read_cvat,
         "yolo-track": partial(read_yolo, first_frame=first_frame),
         "coco": partial(read_coco, first_frame=first_frame),
+        "coco-seg": partial(read_coco, first_frame=first_frame),
     }
     if format_name not in readers:
         raise ConfigError(f"Labels of the format {format_name} have no tracks.", f"Use one of {', '.join(readers)}.")

@@ -293,6 +293,12 @@ class Settings(BaseSettings):
         description="Model that follows drawn boxes on a GPU: SAM 2, EdgeTAM or SAM 3, as a local folder or a model of "
         "the Hugging Face hub such as facebook/sam2.1-hiera-tiny. Empty: dlib's correlation tracker, which needs none.",
     )
+    segmenter: str = Field(
+        "",
+        description="Model that makes masks of boxes, for exports and renderings: SAM, SAM 2, EdgeTAM or SAM 3 as a "
+        "local folder or a model of the Hugging Face hub, or a local file of ultralytics (mobile_sam.pt, "
+        "yolo11n-seg.pt). Empty: no masks.",
+    )
     model_memory_gb: float = Field(0.0, ge=0, description="Main memory for loaded models; 0: half of the machine's.")
     gpu_memory_gb: float = Field(0.0, ge=0, description="GPU memory for loaded models; 0: four fifths of the card's.")
     conf: float = Field(0.1, gt=0, lt=1, description="Lowest confidence of the detections that are tracked.")

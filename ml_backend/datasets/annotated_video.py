@@ -222,6 +222,19 @@ class VideoObject:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectMask:
+    """The mask of an object on a frame.
+
+    Attributes:
+        rle: run lengths as COCO compresses them, of the frame's size.
+        area: pixels.
+    """
+
+    rle: str
+    area: int
+
+
+@dataclass(frozen=True, slots=True)
 class FrameBoxes:
     """The boxes of one frame.
 
@@ -230,12 +243,14 @@ class FrameBoxes:
         time: seconds.
         objects: ``n`` objects, ordered by track id.
         xyxy: ``(n, 4)`` pixels.
+        masks: ``n`` masks, or none if they were not made.
     """
 
     index: int
     time: float
     objects: tuple[VideoObject, ...]
     xyxy: Float64Array
+    masks: tuple[ObjectMask, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

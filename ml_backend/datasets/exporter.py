@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,18 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.core.errors import BackendError, ConfigError, Interrupted, MediaError, VideoError
-from ml_backend.core.files import UniqueNames, file_sha256
+from ml_backend.core.errors import BackendError, ConfigError, Interrupted, MediaError, VideoError, WeightsError
+from ml_backend.core.files import UniqueNames, atomic_text_writer, file_sha256
 from ml_backend.core.types import Frame, Progress
 from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, VideoObject
 from ml_backend.datasets.annotation_reader import AnnotationReader
-from ml_backend.datasets.export_state import ExportState, fingerprint
+from ml_backend.datasets.export_state import ExportState, fingerprint, state_folder
+from ml_backend.datasets.formats import MASK_FORMATS
 from ml_backend.datasets.formats.base import DatasetFormat, FrameSelector, SelectedFrames
-from ml_backend.datasets.formats.coco import Coco
+from ml_backend.datasets.formats.coco import Coco, CocoSeg
 from ml_backend.datasets.formats.cvat import Cvat
-from ml_backend.datasets.formats.mot import Mot
-from ml_backend.datasets.formats.yolo import Yolo, YoloTrack
+from ml_backend.datasets.formats.mask_png import MaskPng
+from ml_backend.datasets.formats.mot import Mot, Mots
+from ml_backend.datasets.formats.yolo import Yolo, YoloSeg, YoloTrack
 from ml_backend.datasets.images import CropSaver, ImageFormat, ImageSaver
+from ml_backend.datasets.masks import MaskMaker, write_masks
 from ml_backend.datasets.sampling import (
     MIN_VIDEOS_TO_SPLIT,
     NearDuplicates,
@@ -37,6 +41,7 @@ from ml_backend.datasets.sampling import (
     split_videos,
 )
 from ml_backend.datasets.selection import chosen_label
+from ml_backend.inference.segmenter import Segmenter
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.video.reader import read_at
 
@@ -48,6 +53,10 @@ FORMATS: dict[str, type[DatasetFormat]] = {
     "coco": Coco,
     "mot": Mot,
     "cvat": Cvat,
+    "yolo-seg": YoloSeg,
+    "coco-seg": CocoSeg,
+    "mots": Mots,
+    "mask-png": MaskPng,
 }
 
 
@@ -60,6 +69,7 @@ class DatasetOptions:
         classes: labels in the order of class ids; others are left out. Empty: all, in the config's order.
         crops: also write the crop of each box to ``crops/<split>/<label>/``, as a dataset for a classifier.
         images: whether images are written, if the format has them.
+        tight_boxes: whether boxes become those of the objects' masks.
     """
 
     format: str = "yolo"
@@ -68,6 +78,12 @@ class DatasetOptions:
     classes: tuple[str, ...] = ()
     crops: bool = False
     images: bool = True
+    tight_boxes: bool = False
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether masks are made, by a segmenter."""
+        return self.tight_boxes or self.format in MASK_FORMATS
 
 
 @dataclass(slots=True)
@@ -102,6 +118,7 @@ def export_dataset(
     *,
     progress: Progress | None = None,
     frame_selector: FrameSelector | None = None,
+    segmenter: Segmenter | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> DatasetResult:
     """Write a dataset. Running it again resumes an interrupted export, or updates what has changed.
@@ -114,11 +131,13 @@ def export_dataset(
         progress: called with videos done and in total; for a single video, with frames.
         frame_selector: selects frames and their splits instead of ``options.sampling``. With one, the classes may
             differ from those of an earlier run.
+        segmenter: makes masks, for options that need them.
         should_stop: polled for each video and each frame, from several threads.
 
     Raises:
-        ConfigError: nothing to export, options that do not fit the format, ``out`` holds other files, or
-            ``all_annotators`` with a format for training.
+        ConfigError: nothing to export, options that do not fit the format or need a segmenter, ``out`` holds other
+            files, or ``all_annotators`` with a format for training.
+        WeightsError: the segmenter failed. Complete videos are kept.
         StorageError: the disk is full. Complete videos are kept.
         LabelStudioUnavailable: Label Studio does not answer.
         Interrupted: ``should_stop`` returned true.
@@ -130,6 +149,10 @@ def export_dataset(
             f"The format {options.format} is for training, where labels of several annotators contradict each other.",
             f"To compare annotators, use one of {others}; else leave out --all-annotators.",
         )
+    if options.tight_boxes and not format_class.has_images:
+        raise ConfigError(f"The format {options.format} has boxes as they were drawn.", "Leave out --tight-boxes.")
+    if options.needs_masks and segmenter is None:
+        raise ConfigError("This export needs masks, and there is no model that makes them.", "Set SEGMENTER.")
     plan, labels = plan_videos(reader, options.sampling, format_class.whole_videos, frame_selector)
     if not plan:
         raise ConfigError(
@@ -149,6 +172,7 @@ def export_dataset(
         os.cpu_count() or 1,
         len(plan),
         frame_selector,
+        segmenter if options.needs_masks else None,
         progress or (lambda done, total: None),
         should_stop or (lambda: False),
     )
@@ -156,8 +180,10 @@ def export_dataset(
         log.info("%s is no longer part of the export", name)
         run.remove(name)
     counts: dict[str, dict[str, int]] = {}
+    without_mask = 0
     for name, outcome in run.export_all(reader, plan):
         counts[name] = outcome["counts"]
+        without_mask += outcome.get("without_mask", 0)
         result.videos += 1
         result.continued += outcome["continued"]
         result.images.update(outcome["counts"])
@@ -166,13 +192,20 @@ def export_dataset(
     # In the plan's order, not in the order in which threads finish, so that ids are reproducible.
     result.names = [planned.name for planned in plan if planned.name in counts]
     result.notes = dataset.finish({name: counts[name] for name in result.names})
+    if segmenter and without_mask:
+        result.notes.append(
+            f"{segmenter.name} found nothing in {without_mask} of {result.boxes.total()} boxes: the box is the mask."
+        )
     result.selection_notes = lambda name: dict((state.read(name) or {})["outcome"]["picked"])
     return result
 
 
 def state_options(options: DatasetOptions, frame_selector: FrameSelector | None = None) -> dict[str, Any]:
     """Return the options that must not change when an export is resumed."""
-    return asdict(options) | ({"classes": "of each video"} if frame_selector else {})
+    content = asdict(options) | ({"classes": "of each video"} if frame_selector else {})
+    if not options.tight_boxes:
+        del content["tight_boxes"]  # exports of earlier releases do not have it
+    return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +290,7 @@ class _ExportRun:
     workers: int
     videos: int
     frame_selector: FrameSelector | None
+    segmenter: Segmenter | None
     progress: Progress
     should_stop: Callable[[], bool]
     stop: threading.Event = field(default_factory=threading.Event)
@@ -281,7 +315,7 @@ class _ExportRun:
                         done += 1
                         try:
                             yield planned.name, future.result()
-                        except Interrupted:
+                        except (Interrupted, WeightsError):  # the segmenter would fail on all videos
                             raise
                         except BackendError as error:
                             previous = self._previous_outcome(planned, task_video)
@@ -304,6 +338,7 @@ class _ExportRun:
         self._check_stop(planned.name)
         with task_video.open() as video:
             objects = tuple(item for item in video.objects if item.label in self.dataset.class_ids)
+            self.dataset.check(objects)
             inputs = {
                 # By content: the media cache touches a file whenever it is used.
                 "file": [video.name, file_sha256(video.path), video.info.frames, video.info.width, video.info.height],
@@ -312,6 +347,7 @@ class _ExportRun:
                 "classes": list(self.dataset.classes),
                 "split": None if self.frame_selector else planned.rule,
                 **({"picker": self.frame_selector.inputs(video)} if self.frame_selector else {}),
+                **({"segmenter": self.segmenter.model_id} if self.segmenter else {}),
             }
             record = {"made_from": inputs, "part": _task_video_fingerprint(task_video)}
             previous = self.state.read(planned.name)
@@ -326,14 +362,20 @@ class _ExportRun:
                 self.dataset.remove(planned.name, self._image_paths(selected) if same_file else frozenset())
                 self.crops.remove(planned.name)
             self.state.write(planned.name, record)
-            selected = self._save_images(selected, encoders)
-            self.dataset.write_labels(selected)
+            make_masks = MaskMaker(self.segmenter, self.options.tight_boxes) if self.segmenter else None
+            selected = self._save_images(selected, encoders, make_masks)
+            try:
+                self.dataset.write_labels(selected)
+            finally:
+                if selected.masks:
+                    selected.masks.unlink()
             left_out = [item.label for item in video.objects if item.label not in self.dataset.class_ids]
             outcome = {
                 "counts": dict(Counter(selected.splits)),
                 "boxes": dict(_count_boxes(selected)),
                 "left_out": dict(Counter(left_out)),
                 **({"picked": self.frame_selector.notes(selected)} if self.frame_selector else {}),
+                **({"without_mask": make_masks.boxes} if make_masks else {}),
             }
             self.state.write(planned.name, record | {"outcome": outcome})
             return outcome | {"continued": False}
@@ -356,12 +398,14 @@ class _ExportRun:
         pairs = zip(selected.splits, selected.frames.tolist(), strict=True)
         return frozenset(self.dataset.image_path(selected.name, split, frame) for split, frame in pairs)
 
-    def _save_images(self, selected: SelectedFrames, encoders: ThreadPoolExecutor) -> SelectedFrames:
-        """Write missing images; return the frames without undecodable ones and near duplicates."""
+    def _save_images(
+        self, selected: SelectedFrames, encoders: ThreadPoolExecutor, make_masks: MaskMaker | None
+    ) -> SelectedFrames:
+        """Write missing images, and masks; return the frames without undecodable ones and near duplicates."""
         options, dataset, video = self.options, self.dataset, selected.video
         write = dataset.has_images and options.images
         is_duplicate = None if options.sampling.near_duplicates else NearDuplicates()
-        decode_all = bool(is_duplicate or options.crops)
+        decode_all = bool(is_duplicate or options.crops or make_masks)
         if not (write or decode_all) or not len(selected.frames):
             return selected
         split_of = dict(zip(selected.frames.tolist(), selected.splits, strict=True))
@@ -372,7 +416,11 @@ class _ExportRun:
         wanted = [index for index in split_of if decode_all or index not in existing]
         frame_boxes = video.frames(wanted, selected.objects) if decode_all else iter(())
         kept = set() if decode_all else set(existing)
-        with ImageSaver(options.image_format, encoders, self.workers) as saver:
+        masks = state_folder(dataset.out) / f"{selected.name}.masks.jsonl" if make_masks else None
+        with (
+            ImageSaver(options.image_format, encoders, self.workers) as saver,
+            atomic_text_writer(masks) if masks else nullcontext() as masks_file,
+        ):
             for frame in _decode(video, wanted, bool(existing)):
                 self._check_stop(f"frame {frame.index} of {video.name}")
                 if self.videos == 1:
@@ -384,6 +432,9 @@ class _ExportRun:
                     if is_duplicate and is_duplicate(frame.image, boxes):
                         path.unlink(missing_ok=True)
                         continue
+                    if make_masks and masks_file:
+                        boxes = make_masks(frame.image, boxes)
+                        write_masks(masks_file, boxes)
                     if options.crops:
                         self.crops.save(saver, selected.name, split, boxes, frame.image)
                 kept.add(frame.index)
@@ -393,7 +444,7 @@ class _ExportRun:
             self.progress(video.info.frames, video.info.frames)
         splits = {index: split for index, split in split_of.items() if index in kept}
         frames = np.array(list(splits), np.int64)
-        return SelectedFrames(selected.name, video, selected.objects, frames, list(splits.values()))
+        return SelectedFrames(selected.name, video, selected.objects, frames, list(splits.values()), masks)
 
     def _previous_outcome(self, planned: DatasetVideo, task_video: TaskVideo) -> dict[str, Any] | None:
         """Return the outcome of an exported video that is no longer available, if all but the file is unchanged."""

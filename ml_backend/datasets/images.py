@@ -11,6 +11,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from ml_backend.core.errors import ConfigError, StorageError
 from ml_backend.core.files import UniqueNames, write_bytes
@@ -37,8 +38,8 @@ class ImageFormat:
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"{self.quality} is not a JPEG quality.", "Use 1 to 100.")
 
-    def encode(self, image: Image) -> bytes:
-        """Encode a BGR image."""
+    def encode(self, image: Image | npt.NDArray[np.uint16]) -> bytes:
+        """Encode a BGR image, or a map of numbers as a PNG."""
         # PNG level 1 is four times as fast as the default, for a tenth more bytes.
         flags = [cv2.IMWRITE_JPEG_QUALITY, self.quality] if self.suffix == "jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
         encoded, data = cv2.imencode(f".{self.suffix}", image, flags)

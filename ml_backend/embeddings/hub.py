@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ml_backend.core.downloads import fetch, recent_failure
-from ml_backend.core.errors import WeightsError
+from ml_backend.core.errors import ConfigError, WeightsError
 from ml_backend.core.files import file_sha256
 from ml_backend.core.settings import Settings
 
@@ -34,6 +34,13 @@ SAM_CLASSES = {
     "sam3_tracker_video": ("Sam3TrackerVideoModel", "Sam3TrackerVideoProcessor"),
     "sam3_video": ("Sam3TrackerVideoModel", "Sam3TrackerVideoProcessor"),
 }
+#: Image models of the SAM family, as above. Checkpoints of the video models have all that they need.
+SEGMENTER_CLASSES = {
+    "sam": ("SamModel", "SamProcessor"),
+    **dict.fromkeys(("sam2", "sam2_video"), ("Sam2Model", "Sam2Processor")),
+    **dict.fromkeys(("edgetam", "edgetam_video"), ("EdgeTamModel", "Sam2Processor")),
+    **dict.fromkeys(("sam3_tracker", "sam3_tracker_video", "sam3_video"), ("Sam3TrackerModel", "Sam3TrackerProcessor")),
+}
 _DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 
 #: Names of open_clip's weights; the first that exists is used.
@@ -41,6 +48,11 @@ CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetens
 CLIP_CONFIG = "open_clip_config.json"
 
 FALLBACK = "efficientnet_lite0"
+
+_SEGMENTER_HINT = (
+    "Set SEGMENTER to a model such as facebook/sam2.1-hiera-tiny, or to a local file such as mobile_sam.pt or "
+    "yolo11n-seg.pt."
+)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 #: Configuration and tokeniser. Pickles and Python files are code and never downloaded.
@@ -55,13 +67,13 @@ class ResolvedModel:
         kind: the class that loads it.
         name: display name, e.g. ``"dinov2-base"``.
         model_id: identifies weights and recipe; embeddings are comparable only if it is equal.
-        path: its folder; ``None`` for the fallback.
+        path: its folder, or its file of ultralytics; ``None`` for the fallback.
         note: why it is not the configured model, for users; else empty.
         weights: the weights file in the folder.
         config: content of the main configuration file.
     """
 
-    kind: Literal["dinov2", "clip", "fallback", "sam"]
+    kind: Literal["dinov2", "clip", "fallback", "sam", "segmenter"]
     name: str
     model_id: str
     path: Path | None = None
@@ -122,6 +134,24 @@ def resolve_interactive(settings: Settings, *, download: bool = False) -> Resolv
     """
     model, weights = settings.interactive_model, (WEIGHTS,)
     resolved = _resolve("INTERACTIVE_MODEL", model, read_sam_folder, weights, settings, download)
+    return resolved if isinstance(resolved, ResolvedModel) else f"{resolved[0]}. {resolved[1]}"
+
+
+def resolve_segmenter(settings: Settings, *, download: bool = False) -> ResolvedModel | str:
+    """Return the model that makes masks, or a message what is missing and how to provide it.
+
+    Args:
+        settings: ``segmenter`` is used.
+        download: see :func:`resolve_embedder`.
+
+    Raises:
+        ConfigError: none is configured.
+        WeightsError: a configured file or folder does not exist, or holds no such model.
+    """
+    model = settings.segmenter
+    if not model:
+        raise ConfigError("Masks are made by a model, and SEGMENTER is not set.", _SEGMENTER_HINT)
+    resolved = _resolve("SEGMENTER", model, read_segmenter, (WEIGHTS,), settings, download)
     return resolved if isinstance(resolved, ResolvedModel) else f"{resolved[0]}. {resolved[1]}"
 
 
@@ -222,6 +252,22 @@ def read_sam_folder(path: Path) -> ResolvedModel:
         )
     weights = _weights(path)
     return ResolvedModel("sam", str(kind), _model_id(str(kind), weights), path, weights=weights, config=config)
+
+
+def read_segmenter(path: Path) -> ResolvedModel:
+    """Read a folder with an image model of the SAM family in transformers' format, or a checkpoint of ultralytics.
+
+    Raises:
+        WeightsError: it is missing, incomplete, damaged, or another kind of model.
+    """
+    if path.suffix == ".pt":
+        return ResolvedModel("segmenter", path.stem, _model_id(path.stem, path), path, weights=path)
+    config = _read_config(path, "config.json", "SEGMENTER")
+    kind = config.get("model_type")
+    if kind not in SEGMENTER_CLASSES:
+        raise WeightsError(f"{path} holds a model of type {kind!r}, which makes no masks of boxes.", _SEGMENTER_HINT)
+    weights = _weights(path)
+    return ResolvedModel("segmenter", str(kind), _model_id(str(kind), weights), path, weights=weights, config=config)
 
 
 def _weights(path: Path) -> Path:

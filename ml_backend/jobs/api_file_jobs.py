@@ -22,6 +22,7 @@ from ml_backend.datasets.sampling import Sampling
 from ml_backend.datasets.selection import Predictions
 from ml_backend.detectors.loading import yolo_detector
 from ml_backend.detectors.weights import resolve_detector
+from ml_backend.inference.segmenter import use_segmenter
 from ml_backend.jobs.job_context import JobContext, api_job
 from ml_backend.jobs.predict import detect_video
 from ml_backend.label_studio.label_config import parse_label_config
@@ -176,15 +177,19 @@ def export_project(
                     )
                 return context.should_stop()
 
-            result = export_dataset(
-                reader,
-                folder / "dataset",
-                DatasetOptions(format_name, Sampling(stride or 1)),
-                progress=context.step("exporting"),
-                should_stop=should_stop,
-            )
+            options = DatasetOptions(format_name, Sampling(stride or 1))
+            with use_segmenter(context.settings) if options.needs_masks else nullcontext() as segmenter:
+                result = export_dataset(
+                    reader,
+                    folder / "dataset",
+                    options,
+                    progress=context.step("exporting"),
+                    segmenter=segmenter,
+                    should_stop=should_stop,
+                )
             made = _zip(context, folder / "dataset")
             counts = {"videos": result.videos, "boxes": dict(result.boxes), "pictures": dict(result.images)}
+            counts["notes"] = result.notes
         facts = _export_facts(reader, format_name, counts["videos"])
         added = _add(context, made, facts, "project", project_id, format_name)
     return added | counts | {"skipped": [str(item) for item in reader.skipped]}

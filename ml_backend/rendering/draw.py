@@ -1,8 +1,9 @@
 """Draw boxes, names, trails and a legend on frames of any size, mostly with supervision's annotators.
 
 A frame's boxes are a ``supervision.Detections``: ``xyxy`` in pixels, ``class_id`` the index of the label,
-``tracker_id`` the track id, ``confidence`` 0..1 (NaN: none), ``data["manual"]`` whether a person drew it. Manual boxes
-are solid with the name on the label's colour; predicted boxes are dashed with the name on black.
+``tracker_id`` the track id, ``confidence`` 0..1 (NaN: none), ``data["manual"]`` whether a person drew it, ``mask`` the
+masks, if there are any. Manual boxes are solid with the name on the label's colour; predicted boxes are dashed with the
+name on black.
 """
 
 from __future__ import annotations
@@ -330,6 +331,7 @@ class FramePainter:
         self._style = style
         self._edge = sv.BoxAnnotator(sv.Color(*DARK), scale.line + 2)
         self._solid = sv.BoxAnnotator(palette, scale.line)
+        self._masks = sv.MaskAnnotator(palette)
         self._dashed = DashedBoxAnnotator(palette, scale.line, scale.dash)
         self._names = NameAnnotator(rgb, scale, fonts)
         self._trails: Any = None
@@ -344,8 +346,10 @@ class FramePainter:
         """Draw on a BGR image in place; the module's docstring describes ``detections``."""
         if self._trails is not None:
             self._trails.annotate(image, detections)
+        if detections.mask is not None:
+            self._masks.annotate(image, detections)
         # Largest first, so that smaller boxes are drawn on top.
-        ordered = _select(detections, np.argsort(-np.asarray(detections.area, np.float64), kind="stable"))
+        ordered = _select(detections, np.argsort(-np.asarray(detections.box_area, np.float64), kind="stable"))
         ordered.xyxy = np.rint(ordered.xyxy)
         manual = np.asarray(ordered.data["manual"], bool)
         manual_boxes = _select(ordered, manual)

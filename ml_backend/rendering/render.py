@@ -21,6 +21,7 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import check_output
 from ml_backend.core.types import Image, IntArray, Progress, VideoInfo
 from ml_backend.datasets.annotated_video import FrameBoxes, VideoObject
+from ml_backend.inference.segmenter import Segmenter
 from ml_backend.rendering.draw import WHITE, BoxStyle, FramePainter, Scale, label_colours
 from ml_backend.rendering.layers import Layer
 from ml_backend.rendering.text import Fonts
@@ -83,6 +84,7 @@ def render(
     layers: Sequence[Layer],
     options: RenderOptions | None = None,
     progress: Progress | None = None,
+    segmenter: Segmenter | None = None,
 ) -> dict[str, Any]:
     """Write a video with boxes, with one frame in memory at a time.
 
@@ -93,6 +95,7 @@ def render(
         out: target, ending in ``.mp4``; an existing file is replaced.
         layers: one or more, of this video.
         progress: called with frames done and in total.
+        segmenter: makes masks, which are drawn too.
 
     Returns:
         Summary: frames, seconds, fps, width, height, tracks and labels (of each layer), note.
@@ -100,6 +103,7 @@ def render(
     Raises:
         VideoError: the video cannot be decoded.
         ConfigError: the time range or the font is not valid.
+        WeightsError: the segmenter failed.
         StorageError: the disk is full, or the folder cannot be written.
     """
     options = options or RenderOptions()
@@ -111,7 +115,8 @@ def render(
     labels = _labels(layers, options.colours)
     colours = label_colours(labels, options.colours)
     painters = [
-        _LayerPainter(layer, labels, colours, size, scanned.info, options.style, fonts, first, last) for layer in layers
+        _LayerPainter(layer, labels, colours, size, scanned.info, options.style, fonts, first, last, segmenter)
+        for layer in layers
     ]
     time_base, timestamps = _timestamps(scanned, first, last)
     total = last + 1 - first
@@ -201,7 +206,9 @@ class _LayerPainter:
         fonts: Fonts,
         first: int,
         last: int,
+        segmenter: Segmenter | None,
     ) -> None:
+        self._segmenter = segmenter
         # The legend lists only labels that are visible between first and last.
         self.objects = tuple(item for item in layer.video.objects if item.last >= first and item.first <= last)
         present = {item.label for item in self.objects}
@@ -216,7 +223,10 @@ class _LayerPainter:
         """Draw the boxes of a frame; call in increasing order."""
         for boxes in self._boxes:
             if boxes.index == index:
-                self._painter.paint(image, self._detections(boxes.objects, boxes.xyxy))
+                detections = self._detections(boxes.objects, boxes.xyxy)
+                if self._segmenter:
+                    detections.mask = self._segmenter.segment(image, boxes.xyxy * self._scale)
+                self._painter.paint(image, detections)
                 return
 
     def _detections(self, objects: Sequence[VideoObject], xyxy: Any) -> sv.Detections:

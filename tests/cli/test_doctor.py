@@ -69,6 +69,17 @@ def test_a_server_that_never_answers_does_not_hang_the_doctor(settings: MakeSett
     assert all("Timeout" in finding.found for finding in findings)
 
 
+def test_the_model_of_masks_is_reported_if_one_is_set(settings: MakeSettings, tmp_path: Path) -> None:
+    assert examine(target(settings()), ["masks"]) == []
+    (finding,) = examine(target(settings(segmenter=str(tmp_path / "nowhere"))), ["masks"])
+    assert (finding.status, "does not exist" in finding.found, "SEGMENTER" in finding.hint) == ("failed", True, True)
+    (finding,) = examine(target(settings(segmenter="facebook/sam2.1-hiera-tiny")), ["masks"])
+    assert (finding.status, "is not available" in finding.hint) == ("note", True)
+    (tmp_path / "own-seg.pt").write_bytes(b"a checkpoint")
+    (finding,) = examine(target(settings(segmenter=str(tmp_path / "own-seg.pt"))), ["masks"])
+    assert finding.status == "ok"
+
+
 def test_an_error_in_a_check_is_a_finding(settings: MakeSettings) -> None:
     def examine_badly(target: Target) -> Any:
         yield Finding("First", "ok", "fine")

@@ -25,6 +25,7 @@ from tests.jobs.scenes import make_walk, walk_regions
 from tests.jobs.test_learn import CONFIG as SCENES
 from tests.jobs.test_learn import make_scene, teach
 from tests.server.control import Room
+from tests.tiny_sam import save_tiny_sam
 from tests.video.builders import make_video
 
 Make = Callable[..., Site]
@@ -503,6 +504,20 @@ def test_datasets_as_archives(here: Site, work: Work, name: str, member: str) ->
     (listed,) = asking.get(f"/api/files?project={project}")["files"]
     facts = {"format": name, "source": "annotations", "model": "", "video": "walk.mp4", "videos": 1, "skipped": 0}
     assert {key: listed[key] for key in facts} == facts
+
+
+def test_masks_in_an_archive(site: Make, work: Work, tmp_path: Path) -> None:
+    here = site(segmenter=str(save_tiny_sam("sam2_video", tmp_path / "sam")), device="cpu")
+    project, asking = here.project(WALK), room(here)
+    walk(here, project)
+    job = asking.post("/api/export", {"project": project, "format": "yolo-seg", "stride": 30}, 202)["job"]
+    work(here)
+    with zipfile.ZipFile(io.BytesIO(output(asking, job))) as archive:
+        labels = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".txt")]
+    assert len(labels) == 4
+    assert all(len(line.split()) >= 9 for text in labels for line in text.splitlines())
+    assert any(labels)
+    assert isinstance(ended(asking, job)["result"]["notes"], list)
 
 
 @pytest.mark.parametrize(("stride", "taken"), [({}, 1), ({"stride": 4}, 4)])

@@ -20,6 +20,7 @@ from rq import Worker
 
 from ml_backend.cli.dev_stack.processes import RedisServer
 from ml_backend.core.settings import Settings
+from ml_backend.datasets.formats import MASK_FORMATS
 from ml_backend.detectors.loading import yolo_detector
 from ml_backend.detectors.weights import resolve_detector
 from ml_backend.detectors.yolo import YoloDetector
@@ -490,6 +491,13 @@ def test_paths_and_methods_that_are_not_there(room: Room) -> None:
         answer = room.client.open(path, method=method)
         assert (answer.status_code, answer.content_type) == (status, "application/problem+json")
         assert answer.get_json()["status"] == status
+
+
+@pytest.mark.parametrize("name", sorted(MASK_FORMATS))
+def test_masks_without_a_model_are_refused_before_a_job_is_made(room: Room, name: str) -> None:
+    problem = room.ask("POST", "/api/export", 422, json={"project": 7, "format": name})
+    assert "SEGMENTER is not set" in problem["detail"]
+    assert not states(room)
 
 
 # -- the document

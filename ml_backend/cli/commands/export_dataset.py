@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ml_backend.cli.dev_stack.discover import settings_in_force
 from ml_backend.cli.export_command import finish, import_dataset, open_reader, reader_options
 from ml_backend.cli.progress import fail_clearly, progress_bar
 from ml_backend.datasets.exporter import FORMATS, DatasetOptions, export_dataset
 from ml_backend.datasets.images import ImageFormat
 from ml_backend.datasets.sampling import Sampling, parse_ratio
 from ml_backend.datasets.selection import chosen_classes
+from ml_backend.inference.segmenter import use_segmenter
 
 
 @click.command(context_settings={"show_default": True})
@@ -51,6 +54,7 @@ from ml_backend.datasets.selection import chosen_classes
 @click.option("--quality", type=int, default=95, help="JPEG quality, 1 to 100.")
 @click.option("--no-images", is_flag=True, help="Write labels only.")
 @click.option("--crops", is_flag=True, help="Also write a crop of each box to crops/, for classifiers.")
+@click.option("--tight-boxes", is_flag=True, help="Shrink each box to the mask that SEGMENTER makes of it.")
 @click.option(
     "--to-label-studio",
     type=click.Path(path_type=Path, exists=True),
@@ -82,6 +86,7 @@ def main(
     quality: int,
     no_images: bool,
     crops: bool,
+    tight_boxes: bool,
     to_label_studio: Path | None,
     kind: Any,
     url_prefix: str,
@@ -103,9 +108,13 @@ def main(
     # The labels are needed to split --classes, since a label may contain a comma.
     labels = {label for part in reader.task_videos() for label in part.labels} if classes else set()
     names = chosen_classes(classes, labels)
-    options = DatasetOptions(format_name, sampling, ImageFormat(image_format, quality), names, crops, not no_images)
-    with progress_bar("Exporting") as progress:
-        result = export_dataset(reader, out, options, progress=progress)
+    form = ImageFormat(image_format, quality)
+    options = DatasetOptions(format_name, sampling, form, names, crops, not no_images, tight_boxes)
+    with (
+        use_segmenter(settings_in_force()) if options.needs_masks else nullcontext() as segmenter,
+        progress_bar("Exporting") as progress,
+    ):
+        result = export_dataset(reader, out, options, progress=progress, segmenter=segmenter)
     for note in result.notes:
         print(note, file=sys.stderr)
     for label, count in result.left_out.items():

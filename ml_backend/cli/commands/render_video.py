@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.cli.options import exit_on_sigterm
 from ml_backend.cli.progress import fail_clearly, progress_bar
 from ml_backend.core.settings import Mode, Settings
+from ml_backend.inference.segmenter import use_segmenter
 from ml_backend.label_studio.label_config import read_label_config
 from ml_backend.rendering.draw import BoxStyle
 from ml_backend.rendering.layers import (
@@ -56,6 +58,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--trails", is_flag=True, help="Draw the recent paths of objects.")
 @click.option("--trail-seconds", type=click.FloatRange(0.1, 60), default=2.0)
+@click.option("--masks", is_flag=True, help="Draw the mask that SEGMENTER makes of each box; slow without a GPU.")
 @click.option("--legend", is_flag=True, help="List the labels with live counts.")
 @click.option(
     "--hide", type=click.Choice(["labels", "ids", "confidence"]), multiple=True, help="Do not draw; may be repeated."
@@ -82,7 +85,7 @@ def main(video: Path, out: Path, **options: Any) -> None:
     check_out(out, video, options["force"])
     overrides = {name: options[name] for name in ("mode", "detector") if options[name] is not None}
     config = read_label_config(options["config"], "Check the path.") if options["config"] else None
-    runs_model = any(options[name] is not None for name in ("weights", "detector", "compare"))
+    runs_model = options["masks"] or any(options[name] is not None for name in ("weights", "detector", "compare"))
     settings = settings_in_force() if runs_model else Settings()
     model = LayerModel(
         options["config"] or ROOT / "label_config.xml",
@@ -115,8 +118,11 @@ def main(video: Path, out: Path, **options: Any) -> None:
         sound=not options["no_sound"],
         font=options["font"],
     )
-    with progress_bar(f"Rendering {video.name}") as progress:
-        summary = render(video, out, layers, render_options, progress)
+    with (
+        use_segmenter(settings) if options["masks"] else nullcontext() as segmenter,
+        progress_bar(f"Rendering {video.name}") as progress,
+    ):
+        summary = render(video, out, layers, render_options, progress, segmenter)
     if summary["note"]:
         click.echo(f"Note: {summary['note']}", err=True)
     print(json.dumps(summary, ensure_ascii=False))

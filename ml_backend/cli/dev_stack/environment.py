@@ -12,12 +12,13 @@ from ml_backend.core.settings import Settings
 #: Settings of models and hardware, the only ones that an isolated stack inherits.
 MODEL_SETTINGS = frozenset(
     {
-        *("mode", "detector", "yolo_weights", "embedder", "dinov2_model", "clip_model", "interactive_model"),
+        *("mode", "detector", "yolo_weights", "embedder", "dinov2_model", "clip_model"),
+        *("interactive_model", "segmenter"),
         *("model_memory_gb", "gpu_memory_gb", "weights_timeout_s", "device", "imgsz", "batch", "tracker"),
     }
 )
 #: Settings that are a path or the name of something to download.
-_PATHS = ("YOLO_WEIGHTS", "DINOV2_MODEL", "CLIP_MODEL", "INTERACTIVE_MODEL")
+_PATHS = ("YOLO_WEIGHTS", "DINOV2_MODEL", "CLIP_MODEL", "INTERACTIVE_MODEL", "SEGMENTER")
 
 
 def base_environment(data_dir: Path, *, isolated: bool) -> dict[str, str]:

@@ -28,6 +28,7 @@ CHECKS = (
     Check("artifacts", "Artifacts", checks.artifacts),
     Check("queue", "Queue", checks.queue),
     Check("weights", "Detector", checks.weights),
+    Check("masks", "Masks", checks.masks),
     Check("labels", "Labels", checks.labels),
     Check("backend", "ML backend", checks.backend),
     Check("label-studio", "Token", checks.label_studio),

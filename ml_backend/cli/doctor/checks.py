@@ -228,6 +228,16 @@ def weights(target: Target) -> Iterator[Finding]:
     yield Finding("Detector", "note" if detector.note else "ok", found, detector.note)
 
 
+def masks(target: Target) -> Iterator[Finding]:
+    """Report the model that makes masks, if one is configured."""
+    from ml_backend.embeddings.hub import resolve_segmenter
+
+    if target.settings.segmenter:
+        model = resolve_segmenter(target.settings)
+        missing = model if isinstance(model, str) else ""
+        yield Finding("Masks", "note" if missing else "ok", target.settings.segmenter, missing)
+
+
 # -- servers
 
 

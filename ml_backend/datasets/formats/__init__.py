@@ -1,6 +1,10 @@
 """Dataset formats, one module each, and ``annotations_json``, a file without images."""
 
-from typing import Literal
+from typing import Literal, get_args
 
-#: Names of the dataset formats, here so that the web process knows them without loading NumPy and OpenCV.
-FormatName = Literal["yolo", "yolo-track", "coco", "mot", "cvat"]
+# Here so that the web process knows the names without loading NumPy and OpenCV.
+MaskFormatName = Literal["yolo-seg", "coco-seg", "mots", "mask-png"]
+#: Names of the dataset formats.
+FormatName = Literal["yolo", "yolo-track", "coco", "mot", "cvat", MaskFormatName]
+#: Names of those that need a segmenter.
+MASK_FORMATS = frozenset(get_args(MaskFormatName))

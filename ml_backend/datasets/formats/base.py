@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.types import IntArray
-from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, VideoObject
+from ml_backend.datasets.annotated_video import AnnotatedVideo, FrameBoxes, TaskVideo, VideoObject
 from ml_backend.datasets.images import ImageFormat
+from ml_backend.datasets.masks import read_masks
 from ml_backend.datasets.sampling import Sampling
 
 
@@ -25,6 +26,7 @@ class SelectedFrames:
         objects: those whose label is a class of the dataset.
         frames: ``(n,)`` ascending decoded indices.
         splits: ``n`` split names.
+        masks: file with the masks of these frames, if they are made.
     """
 
     name: str
@@ -32,6 +34,12 @@ class SelectedFrames:
     objects: tuple[VideoObject, ...]
     frames: IntArray
     splits: Sequence[str]
+    masks: Path | None = None
+
+    def boxes(self) -> Iterator[FrameBoxes]:
+        """Yield the boxes of each frame in order, including frames without boxes."""
+        frames = self.video.frames(self.frames, self.objects)
+        return frames if self.masks is None else read_masks(self.masks, frames)
 
 
 #: Number of frames by video name and split.
@@ -98,6 +106,9 @@ class DatasetFormat(ABC):
 
     def image_path(self, name: str, split: str, frame: int) -> Path:
         return self.image_folder(name, split) / self.image_name(name, frame)
+
+    def check(self, objects: Sequence[VideoObject]) -> None:  # noqa: B027 -- most formats hold any
+        """Raise ConfigError if the format cannot hold a video's objects."""
 
     @abstractmethod
     def write_labels(self, selected: SelectedFrames) -> None:

@@ -3,7 +3,8 @@
 ``annotations/instances_{train,val,test}.json`` with ``images``, ``annotations`` and ``categories`` as COCO defines
 them, and in addition: ``videos``, with ``stride`` (see :attr:`~ml_backend.datasets.sampling.Sampling.even_stride`); in
 images ``video_id`` and ``frame_id`` (the decoded frame, from 0); in annotations ``video_id``, ``track_id`` (unique in
-the dataset), ``source`` and, for predictions, ``confidence``.
+the dataset), ``source`` and, for predictions, ``confidence``. ``segmentation`` is the box; in ``coco-seg`` the mask, as
+compressed run lengths.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from ml_backend.datasets.video_files import VideoFacts, parse_count
 class Coco(DatasetFormat):
     """Writes each video's boxes as JSON lines, and merges them into a file for each split at the end."""
 
+    with_masks = False
+
     def write_labels(self, selected: SelectedFrames) -> None:
         video = selected.video
         with atomic_text_writer(self._lines(selected.name)) as file:
@@ -37,8 +40,8 @@ class Coco(DatasetFormat):
             head: dict[str, object] = {"name": video.name, **size, "fps": video.info.fps, "tracks": len(video.objects)}
             head["stride"] = self.sampling.even_stride
             file.write(json.dumps(head) + "\n")
-            for frame, split in zip(video.frames(selected.frames, selected.objects), selected.splits, strict=True):
-                boxes = [
+            for frame, split in zip(selected.boxes(), selected.splits, strict=True):
+                boxes: list[dict[str, Any]] = [
                     {
                         "class": self.class_ids[item.label],
                         "track": item.track_id,
@@ -48,6 +51,9 @@ class Coco(DatasetFormat):
                     }
                     for item, box in zip(frame.objects, frame.xyxy.tolist(), strict=True)
                 ]
+                if self.with_masks:
+                    for box, mask in zip(boxes, frame.masks, strict=True):
+                        box |= {"rle": mask.rle, "area": mask.area}
                 row = {"split": split, "frame": frame.index, "time": round(frame.time, 6), "boxes": boxes}
                 file.write(json.dumps(row) + "\n")
 
@@ -140,9 +146,18 @@ class Coco(DatasetFormat):
                     "track_id": head["first_track"] + box["track"],
                     "source": box["source"],
                 }
+                if self.with_masks:
+                    size = [head["height"], head["width"]]
+                    item |= {"area": box["area"], "segmentation": {"size": size, "counts": box["rle"]}}
                 if box["source"] == "auto" and box["confidence"] is not None:
                     item["confidence"] = round(box["confidence"], 4)
                 yield item
+
+
+class CocoSeg(Coco):
+    """COCO with masks as compressed run lengths."""
+
+    with_masks = True
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

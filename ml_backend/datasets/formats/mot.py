@@ -20,6 +20,7 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.files import atomic_text_writer, write_text
 from ml_backend.datasets.formats.base import Counts, DatasetFormat, SelectedFrames
 from ml_backend.datasets.importers import ImportedBoxes, ImportedVideo, finite, frame_number
+from ml_backend.datasets.masks import CLASS_FACTOR, encode, instance_map
 from ml_backend.datasets.sampling import SPLITS
 from ml_backend.datasets.video_files import VideoFacts, parse_count
 
@@ -50,11 +51,7 @@ class Mot(DatasetFormat):
         split = selected.splits[0] if selected.splits else "train"
         folder = self.out / split / selected.name
         with atomic_text_writer(folder / "gt" / "gt.txt") as file:
-            for frame in video.frames(selected.frames, selected.objects):
-                number = self._mot_frame(frame.index)
-                for item, (x1, y1, x2, y2) in zip(frame.objects, frame.xyxy.tolist(), strict=True):
-                    size = f"{x1:.3f},{y1:.3f},{x2 - x1:.3f},{y2 - y1:.3f}"
-                    file.write(f"{number},{item.track_id},{size},1,{self.class_ids[item.label] + 1},1\n")
+            file.writelines(self._lines(selected))
         write_text(folder / "gt" / "labels.txt", "".join(f"{_one_line(name)}\n" for name in self.classes))
         info = {
             "name": selected.name,
@@ -69,6 +66,13 @@ class Mot(DatasetFormat):
         }
         lines = "".join(f"{key}={value}\n" for key, value in info.items())
         write_text(folder / "seqinfo.ini", f"[Sequence]\n{lines}")
+
+    def _lines(self, selected: SelectedFrames) -> Iterator[str]:
+        for frame in selected.boxes():
+            number = self._mot_frame(frame.index)
+            for item, (x1, y1, x2, y2) in zip(frame.objects, frame.xyxy.tolist(), strict=True):
+                size = f"{x1:.3f},{y1:.3f},{x2 - x1:.3f},{y2 - y1:.3f}"
+                yield f"{number},{item.track_id},{size},1,{self.class_ids[item.label] + 1},1\n"
 
     def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
         for split in SPLITS:
@@ -89,6 +93,25 @@ class Mot(DatasetFormat):
             else:
                 (self.out / "seqmaps" / f"{split}.txt").unlink(missing_ok=True)
         return []
+
+
+class Mots(Mot):
+    """The layout of MOTSChallenge: as MOT, with lines ``frame object class height width rle`` in gt.txt.
+
+    The object's number is that of its class times 1000, plus its track's. Masks of a frame do not overlap.
+    """
+
+    def _lines(self, selected: SelectedFrames) -> Iterator[str]:
+        width, height = selected.video.info.width, selected.video.info.height
+        tracks = max((item.track_id for item in selected.objects), default=0)
+        factor = max(CLASS_FACTOR, 10 ** len(str(tracks)))
+        for frame in selected.boxes():
+            shown = instance_map(frame, width, height)
+            for row, item in enumerate(frame.objects, start=1):
+                if (mask := shown == row).any():
+                    class_id = self.class_ids[item.label] + 1
+                    numbers = f"{self._mot_frame(frame.index)} {class_id * factor + item.track_id} {class_id}"
+                    yield f"{numbers} {height} {width} {encode(mask)}\n"
 
 
 def _one_line(text: str) -> str:

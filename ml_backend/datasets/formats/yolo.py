@@ -1,8 +1,9 @@
 """Write and read YOLO datasets: ``images/{train,val,test}``, ``labels/{train,val,test}`` and ``data.yaml``.
 
 A label file has a line ``class x y width height`` for each box: centre and size as fractions of the image. Without
-boxes it is empty. ``yolo-track`` appends the track id to each line, as ultralytics writes it in track mode; its
-``data.yaml`` has a field of our own, ``stride`` (see :attr:`~ml_backend.datasets.sampling.Sampling.even_stride`).
+boxes it is empty. ``yolo-seg`` has polygons instead: ``class x y x y ...``. ``yolo-track`` appends the track id to each
+line, as ultralytics writes it in track mode; its ``data.yaml`` has a field of our own, ``stride`` (see
+:attr:`~ml_backend.datasets.sampling.Sampling.even_stride`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ml_backend.core.files import make_folder, storage_error, write_text
 from ml_backend.datasets.annotated_video import FrameBoxes
 from ml_backend.datasets.formats.base import Counts, DatasetFormat, SelectedFrames, remove_named
 from ml_backend.datasets.importers import MAX_FRAME, ImportedBoxes, ImportedVideo, finite, stated_stride
+from ml_backend.datasets.masks import decode, polygon
 from ml_backend.datasets.sampling import SPLITS
 from ml_backend.datasets.video_files import VideoFacts
 
@@ -34,7 +36,7 @@ class Yolo(DatasetFormat):
         info = selected.video.info
         for split in set(selected.splits):
             make_folder(self.out / "labels" / split)
-        for frame, split in zip(selected.video.frames(selected.frames, selected.objects), selected.splits, strict=True):
+        for frame, split in zip(selected.boxes(), selected.splits, strict=True):
             path = self.out / "labels" / split / f"{selected.name}_{frame.index:06d}.txt"
             try:
                 # Not atomic: an interrupted export writes the video's labels again.
@@ -81,6 +83,18 @@ class YoloTrack(Yolo):
 
     with_ids = True
     single_annotator = False
+
+
+class YoloSeg(Yolo):
+    """Polygons, which ultralytics trains segmentation on."""
+
+    def _lines(self, frame: FrameBoxes, width: int, height: int) -> str:
+        lines = []
+        for item, mask in zip(frame.objects, frame.masks, strict=True):
+            points = polygon(decode(mask.rle, width, height)) / (width, height)
+            values = " ".join(f"{value:.6f}" for value in points.ravel().tolist())
+            lines.append(f"{self.class_ids[item.label]} {values}\n")
+        return "".join(lines)
 
 
 def read_yolo(folder: Path, first_frame: int | None = None) -> Iterator[ImportedVideo]:

@@ -23,6 +23,8 @@ import ml_backend
 from ml_backend.core.errors import BackendError, ConfigError, Conflict, QueueUnavailable, WeightsError
 from ml_backend.core.files import SPARE_BYTES, free_bytes
 from ml_backend.core.outputs import Output, OutputFacts, project_of
+from ml_backend.datasets.formats import MASK_FORMATS
+from ml_backend.embeddings.hub import resolve_segmenter
 from ml_backend.jobs.api_queue import agreement_name, data_url, next_name, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
 from ml_backend.jobs.queue import TRACKER_NOTE, clip_job, frames_job
@@ -581,7 +583,12 @@ def create_custom_model_video(body: requests.CustomModelVideo) -> responses.JobA
 
 @route("POST", "/export", "Review and export", 202, role="annotator")
 def export(body: requests.Export) -> responses.JobAnswer:
-    """Export a project. Rows of JSON, or a dataset as a zip archive. A later request makes another file."""
+    """Export a project. Rows of JSON, or a dataset as a zip archive. A later request makes another file.
+
+    The formats yolo-seg, coco-seg, mots and mask-png need SEGMENTER: without it, 422 is returned.
+    """
+    if body.format in MASK_FORMATS:
+        resolve_segmenter(services().settings)
     queue = services().api_queue
     return requested(queue.export(body.project, body.format, body.predictions, body.stride, body.with_ids))
 
