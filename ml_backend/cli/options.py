@@ -11,7 +11,7 @@ from typing import Any, get_args
 import click
 
 from ml_backend.cli.dev_stack.discover import settings_in_force
-from ml_backend.core.settings import Mode, Settings
+from ml_backend.core.settings import DetectorKind, Mode, Settings
 
 PROJECT = click.option("--project", type=int, required=True, help="Id of the project: the number in its address.")
 
@@ -34,7 +34,7 @@ _MODEL_OPTIONS = (
         type=click.Path(path_type=Path, dir_okay=False),
         help="Pattern bank with learned labels, from `scripts/patterns.py export`.",
     ),
-    click.option("--detector", type=click.Choice(["auto", "yolo", "motion"]), help="[default: DETECTOR]"),
+    click.option("--detector", type=click.Choice(get_args(DetectorKind)), help="[default: DETECTOR]"),
 )
 
 

@@ -23,9 +23,9 @@ from ml_backend.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-Mode = Literal["yolo", "yolo_dinov2", "yolo_clip", "universal"]
+Mode = Literal["yolo", "yolo_dinov2", "yolo_clip", "universal", "open_vocabulary"]
 EmbedderKind = Literal["auto", "dinov2", "fallback"]
-DetectorKind = Literal["auto", "yolo", "motion"]
+DetectorKind = Literal["auto", "yolo", "motion", "open_vocabulary"]
 
 
 def _reject_removed_engine(value: object) -> object:
@@ -264,9 +264,14 @@ class Settings(BaseSettings):
     mode: Mode = Field(
         "yolo_dinov2",
         description="How tracks get their labels in projects without a mode of their own: yolo (the detector's "
-        "classes), yolo_dinov2 (patterns learned from annotations), yolo_clip (label names), universal (both).",
+        "classes), yolo_dinov2 (patterns learned from annotations), yolo_clip (label names), universal (both), "
+        "open_vocabulary (patterns; OPEN_VOCABULARY_MODEL finds objects of labels that the detector does not know).",
     )
-    detector: DetectorKind = Field("auto", description="auto: YOLO if its weights are available, else motion.")
+    detector: DetectorKind = Field(
+        "auto",
+        description="auto: YOLO if its weights are available, else motion. open_vocabulary: the same, and in every "
+        "mode OPEN_VOCABULARY_MODEL finds the objects of labels that it does not know.",
+    )
     yolo_weights: str = Field("yolo11n.pt", description="A local path, or a name that ultralytics can download.")
     weights_timeout_s: float = Field(10.0, gt=0, description="Seconds until a stalled download is given up.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps.")
@@ -287,6 +292,17 @@ class Settings(BaseSettings):
     dinov2_model: str = Field("facebook/dinov2-base", description="A local folder, or a model of the Hugging Face hub.")
     clip_model: str = Field(
         "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", description="As DINOV2_MODEL, in open_clip's format."
+    )
+    open_vocabulary_model: str = Field(
+        "",
+        description="Model that finds objects by text, as a local folder or a model of the Hugging Face hub such as "
+        "IDEA-Research/grounding-dino-tiny: Grounding DINO, LLMDet, OWLv2 or OmDet-Turbo.",
+    )
+    open_vocabulary_fps: float = Field(
+        2.0, gt=0, le=30, description="Frames per second on which it searches; in between, what it found is followed."
+    )
+    open_vocabulary_conf: float = Field(
+        0.3, gt=0, lt=1, description="Lowest score of what it finds. Models differ: 0.1 to 0.2 is usual for OWLv2."
     )
     interactive_model: str = Field(
         "",

@@ -1,4 +1,4 @@
-"""Resolve which embedder and CLIP model can run: find, download once, or fall back. Never imports torch.
+"""Resolve which embedder, CLIP model and other models of the hub can run. Never imports torch.
 
 Models come from a folder that the operator configured, or from the Hugging Face hub. Our cache keeps them as plain
 folders, which can be copied to a site without a network. Reading a folder takes milliseconds, so that the web process
@@ -41,6 +41,8 @@ SEGMENTER_CLASSES = {
     **dict.fromkeys(("edgetam", "edgetam_video"), ("EdgeTamModel", "Sam2Processor")),
     **dict.fromkeys(("sam3_tracker", "sam3_tracker_video", "sam3_video"), ("Sam3TrackerModel", "Sam3TrackerProcessor")),
 }
+#: Types of models that find objects by text.
+TEXT_DETECTOR_TYPES = ("grounding-dino", "mm-grounding-dino", "omdet-turbo", "owlv2", "owlvit")
 _DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 
 #: Names of open_clip's weights; the first that exists is used.
@@ -73,7 +75,7 @@ class ResolvedModel:
         config: content of the main configuration file.
     """
 
-    kind: Literal["dinov2", "clip", "fallback", "sam", "segmenter"]
+    kind: Literal["dinov2", "clip", "fallback", "sam", "segmenter", "text_detector"]
     name: str
     model_id: str
     path: Path | None = None
@@ -153,6 +155,25 @@ def resolve_segmenter(settings: Settings, *, download: bool = False) -> Resolved
         raise ConfigError("Masks are made by a model, and SEGMENTER is not set.", _SEGMENTER_HINT)
     resolved = _resolve("SEGMENTER", model, read_segmenter, (WEIGHTS,), settings, download)
     return resolved if isinstance(resolved, ResolvedModel) else f"{resolved[0]}. {resolved[1]}"
+
+
+def resolve_text_detector(settings: Settings, *, download: bool = False) -> ResolvedModel | str:
+    """Return the model that finds objects by text, or a message what is missing and how to provide it.
+
+    Args:
+        settings: ``open_vocabulary_model`` is used.
+        download: see :func:`resolve_embedder`.
+
+    Raises:
+        WeightsError: a configured folder does not exist or holds no such model.
+    """
+    model, weights = settings.open_vocabulary_model, (WEIGHTS,)
+    if not model:
+        return "No objects are found by text: set OPEN_VOCABULARY_MODEL to a model's folder, or to one of the hub."
+    resolved = _resolve("OPEN_VOCABULARY_MODEL", model, read_text_detector, weights, settings, download)
+    if isinstance(resolved, ResolvedModel):
+        return resolved
+    return f"{resolved[0]}: no objects are found by text, only those of the detector's classes. {resolved[1]}"
 
 
 def _resolve(
@@ -268,6 +289,30 @@ def read_segmenter(path: Path) -> ResolvedModel:
         raise WeightsError(f"{path} holds a model of type {kind!r}, which makes no masks of boxes.", _SEGMENTER_HINT)
     weights = _weights(path)
     return ResolvedModel("segmenter", str(kind), _model_id(str(kind), weights), path, weights=weights, config=config)
+
+
+def read_text_detector(path: Path) -> ResolvedModel:
+    """Read a folder with a zero-shot detector in transformers' format.
+
+    Raises:
+        WeightsError: it is missing, incomplete, damaged, or another kind of model.
+    """
+    if path.suffix == ".pt":
+        raise WeightsError(
+            f"{path} is a checkpoint of ultralytics, whose text encoder would have to be downloaded.",
+            "Set OPEN_VOCABULARY_MODEL to a folder in transformers' format, such as IDEA-Research/grounding-dino-tiny.",
+        )
+    config = _read_config(path, "config.json", "OPEN_VOCABULARY_MODEL")
+    kind = config.get("model_type")
+    if kind not in TEXT_DETECTOR_TYPES:
+        raise WeightsError(
+            f"{path} holds a model of type {kind!r}, which does not find objects by text.",
+            f"Set OPEN_VOCABULARY_MODEL to a model of one of the types {', '.join(TEXT_DETECTOR_TYPES)}.",
+        )
+    weights = _weights(path)
+    return ResolvedModel(
+        "text_detector", str(kind), _model_id(str(kind), weights), path, weights=weights, config=config
+    )
 
 
 def _weights(path: Path) -> Path:

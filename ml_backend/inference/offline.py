@@ -18,7 +18,7 @@ from ml_backend.inference.pipeline import predict_video
 from ml_backend.label_studio.label_config import prompts_digest, read_label_config
 from ml_backend.label_studio.regions import make_prediction
 from ml_backend.label_studio.timeline import video_timeline
-from ml_backend.labeling.model_version import model_version
+from ml_backend.labeling.model_version import model_version, text_search_part
 from ml_backend.labeling.modes import classifier_models, mode_part, require_embedder
 
 if TYPE_CHECKING:
@@ -67,8 +67,11 @@ def predict_file(
         engine = choose_engine(
             resolved.path, sha256, settings, wait=True, calibration=CalibrationSource(video=str(video))
         )
-    classifier, mode_version, notes = load_classifier(settings, patterns, prompts_digest(parsed))
-    version = model_version(settings, resolved, mode_version)
+    prompts = prompts_digest(parsed)
+    classifier, mode_version, notes = load_classifier(settings, patterns, prompts)
+    text_detector = classifier_models(settings, settings.mode).text_detector
+    search = text_search_part(settings, text_detector, prompts)
+    version = model_version(settings, resolved, mode_version, text_search=search)
     with (
         atomic_text_writer(out) as target,
         atomic_text_writer(tracks_out) if tracks_out else contextlib.nullcontext() as mot,
@@ -93,6 +96,7 @@ def predict_file(
             settings,
             resolved=resolved,
             classifier=classifier,
+            text_detector=text_detector,
             progress=progress,
             on_track=write_track,
         )

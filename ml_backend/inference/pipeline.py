@@ -25,7 +25,9 @@ from ml_backend.video.probe import probe
 
 if TYPE_CHECKING:
     from ml_backend.core.types import FrameFeatures
+    from ml_backend.embeddings.hub import ResolvedModel
     from ml_backend.inference.chunks import DetectChunk, VideoChunk
+    from ml_backend.inference.open_vocabulary import TextSearch
     from ml_backend.labeling.track_classifier import TrackClassifier
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ def detect_tracks(
     on_features: Callable[[FrameFeatures], None] | None = None,
     chunk_runner: ChunkRunner | None = None,
     preview: Preview | None = None,
+    text_search: TextSearch | None = None,
 ) -> TrackSet:
     """Detect and track all objects in a video, in constant memory.
 
@@ -95,6 +98,7 @@ def detect_tracks(
         on_features: called with the detections of each frame, in order.
         chunk_runner: yields the frame features of a long video's chunks; without it the video is one stream.
         preview: called after each batch with a function that returns the tracks so far.
+        text_search: what is searched for by text, where the detector does not know it.
 
     Raises:
         VideoError: the file cannot be used.
@@ -104,6 +108,7 @@ def detect_tracks(
     """
     from ml_backend.core.prefetch import prefetch
     from ml_backend.inference.detection_stream import detection_stream
+    from ml_backend.inference.open_vocabulary import use_text_search
     from ml_backend.tracking.builder import TrackBuilder
 
     info = probe(path)
@@ -112,14 +117,18 @@ def detect_tracks(
     stride = detection_stride(settings, resolved, info)
     # The motion detector's background model depends on all frames before, so its videos are not split.
     chunks = chunks_of(path, info, stride, settings) if chunk_runner and not motion else ()
-    with ExitStack() as stack:
+    with ExitStack() as later, ExitStack() as stack:
         detector = stack.enter_context(use_detector(resolved, settings, info))
-        builder = TrackBuilder(info, timeline, settings, detector.names, motion=motion, on_track=on_track)
+        added = later.enter_context(use_text_search(text_search, detector.names, settings, path, info))
+        names = added.names if added else detector.names
+        builder = TrackBuilder(info, timeline, settings, names, motion=motion, on_track=on_track)
         if chunk_runner and len(chunks) > 1:
             stack.close()
             stream = chunk_runner(info, chunks, chunk_detection(path, info, resolved, settings))
         else:
             stream = detection_stream(path, info, detector, batch=settings.batch, stride=stride)
+        if added:
+            stream = added.add_to(stream)
         started = time.perf_counter()
         with closing(prefetch(stream, 2 * settings.batch * stride)) as frames:
             for features in frames:
@@ -189,6 +198,7 @@ def predict_video(
     *,
     resolved: ResolvedDetector | None = None,
     classifier: TrackClassifier | None = None,
+    text_detector: ResolvedModel | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     on_track: Callable[[Track], None] | None = None,
@@ -199,10 +209,13 @@ def predict_video(
         control: names and labels of the regions.
         resolved: the detector; by default that of the settings, without downloading.
         classifier: labels tracks; by default labels are the detector's classes.
+        text_detector: finds the objects of labels that the detector does not know.
         on_track: called with each labelled track and its boxes on every frame. With it memory grows with the video.
 
     For the other arguments and what is raised see :func:`detect_tracks`.
     """
+    from ml_backend.inference.open_vocabulary import TextSearch
+
     resolved = resolved or resolve_detector(settings)
     full_tracks: dict[int, Track] = {}
     tracks = detect_tracks(
@@ -213,6 +226,7 @@ def predict_video(
         progress=progress,
         should_stop=should_stop,
         on_track=(lambda track: full_tracks.update({track.track_id: track})) if on_track else None,
+        text_search=TextSearch(text_detector, control.labels) if text_detector else None,
     )
     started = time.perf_counter()
     labelled = label_tracks(

@@ -30,6 +30,7 @@ from ml_backend.labeling.few_shot.pattern_store import video_key
 from ml_backend.labeling.model_version import PARTIAL, is_partial
 
 if TYPE_CHECKING:
+    from ml_backend.inference.open_vocabulary import TextSearch
     from ml_backend.labeling.label_assignment import LabelledTracks
     from ml_backend.labeling.track_classifier import TrackClassifier
     from ml_backend.tracking.track_record import TrackSet
@@ -294,6 +295,20 @@ def _detectable_classes(models: ProjectModels, classifier: TrackClassifier | Non
     return detectable_classes(models.detector.path, models.trained.weights_sha256)
 
 
+def _text_search(models: ProjectModels, video: PlannedVideo) -> TextSearch | None:
+    """Return what is searched for by text in a video; labels that the detector knows are left out later."""
+    from ml_backend.inference.open_vocabulary import TextSearch
+    from ml_backend.training.class_transfer import detectable_classes
+
+    if models.classifier.text_detector is None:
+        return None
+    detectable = None
+    if models.trained is not None and models.detector.path is not None:
+        detectable = detectable_classes(models.detector.path, models.trained.weights_sha256)
+    trained = models.trained is not None
+    return TextSearch(models.classifier.text_detector, video.control.labels, trained, detectable)
+
+
 def _tracks(
     container: Container,
     plan: TaskPlan,
@@ -336,6 +351,7 @@ def _tracks(
                 on_features=detections.push if detections else None,
                 chunk_runner=chunked,
                 preview=preview,
+                text_search=_text_search(models, video),
             )
             if detections:
                 detections.close(tracks.class_names)

@@ -18,7 +18,7 @@ from ml_backend.detectors.weights import ResolvedDetector, resolve_detector
 from ml_backend.label_studio.extra_params import read_extra_params
 from ml_backend.label_studio.label_config import LabelConfig, prompts_digest
 from ml_backend.labeling.few_shot.digest import bank_digests
-from ml_backend.labeling.model_version import BASE, base_version, model_version
+from ml_backend.labeling.model_version import BASE, base_version, model_version, text_search_part
 from ml_backend.labeling.modes import ClassifierModels, classifier_models, mode_part
 from ml_backend.training.registry import Registry, Version
 
@@ -36,7 +36,7 @@ class ProjectModels:
     """The models that make a project's predictions.
 
     Attributes:
-        base: names detector, tracker and settings. Tracks depend on nothing else.
+        base: names detector, tracker, settings, and what is searched for by text. Tracks depend on nothing else.
         version: of predictions.
         trained: the version in use; ``None``: the detector of the settings.
     """
@@ -118,7 +118,7 @@ class ProjectModelStore:
         return self.mode(project_id) != before
 
     def remember_labels(self, project_id: int, config: LabelConfig) -> bool:
-        """Store the digest of a project's CLIP prompts; return whether it changed."""
+        """Store the digest of a project's prompts; return whether it changed."""
         digest = prompts_digest(config)
         if self._row(project_id).prompts == digest:
             return False
@@ -156,8 +156,9 @@ class ProjectModelStore:
         classifier = classifier_models(self._settings, mode, download=download)
         digests = bank_digests(self._storage, project_id, classifier.ids) if project_id is not None else {}
         part = mode_part(classifier, digests, row.prompts)
-        base = base_version(self._settings, detector)
-        version = model_version(self._settings, detector, part, trained.name if trained else BASE)
+        search = text_search_part(self._settings, classifier.text_detector, row.prompts)
+        base = base_version(self._settings, detector, search)
+        version = model_version(self._settings, detector, part, trained.name if trained else BASE, search)
         return ProjectModels(mode, detector, classifier, base, version, trained)
 
     def trained(self, project_id: int) -> Version | None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import MediaError
-from ml_backend.label_studio.label_config import LabelConfig, VideoControl, clip_prompts, parse_label_config
+from ml_backend.label_studio.label_config import LabelConfig, VideoControl, label_prompts, parse_label_config
 from ml_backend.label_studio.media import canonical_uri
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class TaskPlan:
 
 def _control_facts(control: VideoControl) -> list[Any]:
     """Return what predictions depend on; a label's colour, for example, is not part of it."""
-    labels = [[label.value, *label.predicted_values, *clip_prompts(label)] for label in control.labels]
+    labels = [[label.value, *label.predicted_values, *label_prompts(label)] for label in control.labels]
     return [control.from_name, control.to_name, labels]
 
 

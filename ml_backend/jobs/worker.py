@@ -250,7 +250,7 @@ def fetch_weights(settings: Settings) -> None:
         log.error("%s", error)  # jobs report it again; the worker stays up for when it is fixed
         return
     log.info("Detector: %s%s", detector.name, f" ({detector.note})" if detector.note else "")
-    names = [model.name for model in (models.embedder, models.clip) if model]
+    names = [model.name for model in (models.embedder, models.clip, models.text_detector) if model]
     log.info("Labels: mode %s", " ".join([", ".join([models.mode, *names]), *models.notes]))
 
 

@@ -44,14 +44,26 @@ class LabelSpec:
     attrs: Mapping[str, str] = field(default_factory=dict)
 
 
-def clip_prompts(label: LabelSpec) -> tuple[str, ...]:
-    """Return the descriptions in a label's ``clip_prompt``, separated there by ``|``; empty without one."""
-    return tuple(prompt.strip() for prompt in label.attrs.get("clip_prompt", "").split("|") if prompt.strip())
+def label_prompts(label: LabelSpec) -> tuple[str, ...]:
+    """Return the descriptions in a label's ``prompt``, separated there by ``|``; empty without one.
+
+    The attribute may also have its former name, ``clip_prompt``.
+    """
+    text = label.attrs.get("prompt") or label.attrs.get("clip_prompt", "")
+    return tuple(prompt.strip() for prompt in text.split("|") if prompt.strip())
+
+
+def readable_name(label: LabelSpec) -> str:
+    """Return a label's name as words: ``fallen person`` for ``fallen_person``."""
+    return " ".join(label.value.replace("_", " ").replace("-", " ").split()) or label.value
 
 
 def prompts_digest(config: LabelConfig) -> str:
-    """Return a digest of the labels' names and prompts; 40 hex digits."""
-    prompts = [[[label.value, *clip_prompts(label)] for label in c.labels] for c in config.video_controls]
+    """Return a digest of the labels' names, prompts and ``predicted_values``; 40 hex digits."""
+    prompts = [
+        [[label.value, *label_prompts(label), *filter(None, [label.predicted_values])] for label in c.labels]
+        for c in config.video_controls
+    ]
     return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:40]
 
 

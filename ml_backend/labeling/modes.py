@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.settings import Mode, Settings
-from ml_backend.embeddings.hub import ResolvedModel, resolve_clip, resolve_embedder
+from ml_backend.embeddings.hub import ResolvedModel, resolve_clip, resolve_embedder, resolve_text_detector
 
 #: Increment when the same embeddings and exemplars lead to other labels.
 RECIPE = 3
@@ -21,6 +21,7 @@ class ClassifierModels:
     """The available models of a mode.
 
     Attributes:
+        text_detector: finds the objects of labels that the detector does not know.
         notes: messages about missing or replaced models and how to provide them.
     """
 
@@ -28,6 +29,7 @@ class ClassifierModels:
     embedder: ResolvedModel | None = None
     clip: ResolvedModel | None = None
     notes: tuple[str, ...] = ()
+    text_detector: ResolvedModel | None = None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -44,7 +46,7 @@ def classifier_models(settings: Settings, mode: Mode, *, download: bool = False)
     embedder: ResolvedModel | None = None
     clip: ResolvedModel | None = None
     notes: list[str] = []
-    if mode in ("yolo_dinov2", "universal"):
+    if mode in ("yolo_dinov2", "universal", "open_vocabulary"):
         embedder = resolve_embedder(settings, download=download)
         notes += [embedder.note] if embedder.note else []
     if mode in ("yolo_clip", "universal"):
@@ -53,7 +55,14 @@ def classifier_models(settings: Settings, mode: Mode, *, download: bool = False)
             notes.append(resolved)
         else:
             clip = resolved
-    return ClassifierModels(mode, embedder, clip, tuple(notes))
+    text_detector: ResolvedModel | None = None
+    if "open_vocabulary" in (mode, settings.detector):
+        resolved = resolve_text_detector(settings, download=download)
+        if isinstance(resolved, str):
+            notes.append(resolved)
+        else:
+            text_detector = resolved
+    return ClassifierModels(mode, embedder, clip, tuple(notes), text_detector)
 
 
 def mode_part(models: ClassifierModels, digests: Mapping[str, str | None], prompts: str = "") -> str:
@@ -81,5 +90,7 @@ def require_embedder(models: ClassifierModels) -> ResolvedModel:
         ConfigError: the mode uses none.
     """
     if models.embedder is None:
-        raise ConfigError(f"Mode {models.mode} learns no patterns.", "Switch to yolo_dinov2 or universal.")
+        raise ConfigError(
+            f"Mode {models.mode} learns no patterns.", "Switch to yolo_dinov2, universal or open_vocabulary."
+        )
     return models.embedder

@@ -27,7 +27,7 @@ from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank, Pa
 from ml_backend.labeling.few_shot.pattern_store import ExemplarOrigin, PatternStore
 from ml_backend.labeling.label_assignment import DetectorLabels, LabelScores
 from ml_backend.labeling.modes import ClassifierModels
-from ml_backend.labeling.zero_shot import ZeroShot, discount_undetected, label_prompts
+from ml_backend.labeling.zero_shot import ZeroShot, clip_prompts, discount_undetected
 from ml_backend.tracking.track_record import TrackSet
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class TrackClassifier:
 
 @cached(
     LRUCache(16),
-    key=lambda clip, _, labels: (clip.model_id, tuple((label.value, label_prompts(label)) for label in labels)),
+    key=lambda clip, _, labels: (clip.model_id, tuple((label.value, clip_prompts(label)) for label in labels)),
     lock=threading.Lock(),
 )
 def _zero_shot(clip: ResolvedModel, settings: Settings, labels: Sequence[LabelSpec]) -> ZeroShot:

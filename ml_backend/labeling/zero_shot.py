@@ -14,13 +14,13 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 
 from ml_backend.core.types import Float64Array, FloatArray
-from ml_backend.label_studio.label_config import LabelSpec, clip_prompts
+from ml_backend.label_studio.label_config import LabelSpec, label_prompts, readable_name
 
 if TYPE_CHECKING:
     from ml_backend.embeddings.clip import ClipEmbedder
 
 
-#: For labels without ``clip_prompt``; crops from video are small, partly covered and often blurred.
+#: For labels without ``prompt``; crops from video are small, partly covered and often blurred.
 TEMPLATES = (
     "a photo of a {}.",
     "a cropped photo of a {}.",
@@ -36,12 +36,9 @@ TEMPERATURES = np.exp(np.linspace(np.log(0.25), np.log(4.0), 33))
 PRIOR_OBJECTS = 4.0
 
 
-def label_prompts(label: LabelSpec) -> tuple[str, ...]:
-    """Return CLIP's prompts for a label: the config's ``clip_prompt``, else templates with the label's name."""
-    if own := clip_prompts(label):
-        return own
-    readable = " ".join(label.value.replace("_", " ").replace("-", " ").split())
-    return tuple(template.format(readable) for template in TEMPLATES)
+def clip_prompts(label: LabelSpec) -> tuple[str, ...]:
+    """Return CLIP's prompts for a label: the config's ``prompt``, else templates with the label's name."""
+    return label_prompts(label) or tuple(template.format(readable_name(label)) for template in TEMPLATES)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +64,7 @@ class ZeroShot:
         """Embed the prompts of all labels."""
         first = {label.value: label for label in reversed(labels)}  # the first of several with the same name
         names = tuple(dict.fromkeys(label.value for label in labels))
-        means = [clip.embed_text(label_prompts(first[name])).mean(axis=0) for name in names]
+        means = [clip.embed_text(clip_prompts(first[name])).mean(axis=0) for name in names]
         text = np.stack(means)
         text /= np.linalg.norm(text, axis=1, keepdims=True)
         return cls(names, text.astype(np.float32), clip.embed_text(OTHERS), clip.logit_scale)

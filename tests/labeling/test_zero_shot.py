@@ -15,7 +15,7 @@ from ml_backend.core.settings import Settings
 from ml_backend.core.types import FloatArray
 from ml_backend.embeddings.clip import ClipEmbedder
 from ml_backend.label_studio.label_config import LabelSpec, parse_label_config
-from ml_backend.labeling.zero_shot import OTHERS, TEMPERATURES, TEMPLATES, ZeroShot, discount_undetected, label_prompts
+from ml_backend.labeling.zero_shot import OTHERS, TEMPERATURES, TEMPLATES, ZeroShot, clip_prompts, discount_undetected
 from tests.model_builders import make_tiny_clip
 
 
@@ -59,22 +59,22 @@ def config_labels(attributes: str) -> tuple[LabelSpec, ...]:
     ],
 )
 def test_prompts_from_a_name(name: str, readable: str) -> None:
-    prompts = label_prompts(LabelSpec(name))
+    prompts = clip_prompts(LabelSpec(name))
     assert len(prompts) == len(TEMPLATES) > 1
     assert prompts[0] == f"a photo of a {readable}."
     assert all(f" {readable}" in prompt for prompt in prompts)
 
 
-@pytest.mark.parametrize("attribute", ["clip_prompt", "CLIP_PROMPT", "Clip_Prompt", "clip_Prompt"])
+@pytest.mark.parametrize("attribute", ["prompt", "PROMPT", "clip_prompt", "Clip_Prompt"])
 def test_prompts_of_the_config_come_first(attribute: str) -> None:
     (label,) = config_labels(f'value="fallen" {attribute}=" a person lying on the ground |someone who fell|| "')
-    assert label_prompts(label) == ("a person lying on the ground", "someone who fell")
+    assert clip_prompts(label) == ("a person lying on the ground", "someone who fell")
 
 
 @pytest.mark.parametrize("text", ["", "   ", "|", " | | "])
 def test_an_empty_prompt_is_none(text: str) -> None:
     (label,) = config_labels(f'value="fallen" clip_prompt="{text}"')
-    assert label_prompts(label) == label_prompts(LabelSpec("fallen"))
+    assert clip_prompts(label) == clip_prompts(LabelSpec("fallen"))
 
 
 # -- probabilities

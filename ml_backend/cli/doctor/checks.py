@@ -215,7 +215,8 @@ def labels(target: Target) -> Iterator[Finding]:
     from ml_backend.labeling.modes import classifier_models
 
     models = classifier_models(target.settings, target.settings.mode)
-    found = [f"mode {models.mode}", *(model.model_id for model in (models.embedder, models.clip) if model)]
+    used = (models.embedder, models.clip, models.text_detector)
+    found = [f"mode {models.mode}", *(model.model_id for model in used if model)]
     yield Finding("Labels", "note" if models.notes else "ok", ", ".join(found), " ".join(models.notes))
 
 
