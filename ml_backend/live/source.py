@@ -216,7 +216,7 @@ def _open_camera(device: str, address: str) -> Iterator[Any]:
     if device:
         options: dict[str, Any] = {"format": "v4l2"}
     else:
-        wanted = {"protocol_whitelist": _PROTOCOLS, "rtsp_transport": "tcp", "fflags": "nobuffer"}
+        wanted = {"protocol_whitelist": _PROTOCOLS, "rtsp_flags": "prefer_tcp", "fflags": "nobuffer"}
         options = {"options": wanted, "timeout": (OPEN_S, SILENT_S), "metadata_errors": "replace"}
     container = av.open(device or address, **options)
     try:

@@ -157,10 +157,50 @@ def transport_stream(clip: Path, port: int) -> Iterator[None]:
         thread.join()
 
 
-def test_a_transport_stream_over_udp_that_stops_and_starts(clip: Path) -> None:
+def free_udp_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def lossy_way(port: int) -> Iterator[int]:
+    """A port whose datagrams are passed on to another one, but each twentieth, while the context lasts."""
+    stopped = threading.Event()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.bind(("127.0.0.1", 0))
+        way.settimeout(0.1)
+
+        def pass_on() -> None:
+            number = 0
+            while not stopped.is_set():
+                with contextlib.suppress(TimeoutError, ConnectionRefusedError):
+                    datagram = way.recv(65536)
+                    number += 1
+                    if number % 20:
+                        way.sendto(datagram, ("127.0.0.1", port))
+
+        thread = threading.Thread(target=pass_on)
+        thread.start()
+        try:
+            yield way.getsockname()[1]
+        finally:
+            stopped.set()
+            thread.join()
+
+
+def test_lost_packets_cost_no_connection(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml_backend.live.source.SILENT_S", 120.0)  # the camera may have to wait for the processor
+    port = free_udp_port()
+    with LiveSource(f"udp://127.0.0.1:{port}") as source, lossy_way(port) as way, transport_stream(clip, way):
+        wait_for(lambda: source.status.frames > 0, what="a frame")
+        before = source.status.times_lost
+        wait_for(lambda: source.status.frames > 60, what="more frames")
+        assert source.status.times_lost == before
+
+
+def test_a_transport_stream_over_udp_that_stops_and_starts(clip: Path) -> None:
+    port = free_udp_port()
     with LiveSource(f"udp://127.0.0.1:{port}") as source:
         with transport_stream(clip, port):
             wait_for(lambda: source.status.frames > 5, what="frames")
