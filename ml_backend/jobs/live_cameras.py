@@ -32,8 +32,8 @@ REPORT_S = 1.0
 SILENT_S, KEPT_S = 15.0, 300
 #: Seconds from one try to reach Redis to the next.
 RETRY_S = 5.0
-#: Seconds for which a request waits for the next picture.
-PICTURE_S = 3.0
+#: Seconds for which a camera's next picture is waited for, and for which a request waits: slow machines make few.
+NEXT_S, PICTURE_S = 4.0, 5.0
 #: Cameras that are listed, characters of a text, and bytes of a picture: others than our own processes may write there.
 _MAX_CAMERAS, _MAX_TEXT, _MAX_PICTURE = 100, 500, 8 << 20
 _PREFIX = "video:camera:"
@@ -195,7 +195,7 @@ class CameraAnnouncer:
                     continue
                 while requests.get_message() is not None:  # one picture is for all who have asked
                     pass
-                if jpeg := self._next_picture(REPORT_S):
+                if jpeg := self._next_picture(NEXT_S):
                     redis.publish(f"{self._key}:picture", jpeg)
 
     def _report(self) -> str:
