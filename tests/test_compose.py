@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ import jsonschema
 import pytest
 import yaml
 
+from ml_backend.cli.commands.live import main as live
 from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.cli.doctor.__main__ import CHECKS, EXTRA
 from ml_backend.core.settings import QUEUES, Settings
@@ -89,8 +91,8 @@ def test_the_schema_would_notice_a_mistake(filled: dict[str, str]) -> None:
 
 def test_the_topology(compose: dict[str, Any]) -> None:
     ours = {"label-studio", "postgres", "redis", "backend", "worker", "drawer", "trainer"}
-    assert set(compose["services"]) == {*ours, "proxy"}
-    assert {name for name, service in compose["services"].items() if "profiles" in service} == {"proxy"}
+    assert set(compose["services"]) == {*ours, "proxy", "cameras"}
+    assert {name for name, service in compose["services"].items() if "profiles" in service} == {"proxy", "cameras"}
 
 
 def test_the_proxy_leads_to_services_and_is_reached_by_others(compose: dict[str, Any], filled: dict[str, str]) -> None:
@@ -230,6 +232,16 @@ def test_every_queue_is_served_once(compose: dict[str, Any]) -> None:
     commands = [compose["services"][name]["command"] for name in ("drawer", "worker", "trainer")]
     served = [queue for command in commands for queue in command[command.index("--queues") + 1].split(",")]
     assert served == list(QUEUES)
+
+
+def test_the_options_of_cameras_exist(filled: dict[str, str]) -> None:
+    options = re.search(r"^#LIVE_OPTIONS=(.+)$", (ROOT / ".env.example").read_text(encoding="utf-8"), re.M)
+    assert options
+    command = interpolate(load(FILES[0]), filled | {"LIVE_OPTIONS": options[1]})["services"]["cameras"]["command"]
+    program, script, *arguments = shlex.split(command)
+    assert program == "python"
+    assert (ROOT / script).is_file()
+    live.make_context(script, arguments)
 
 
 def test_workers_serve_what_they_are_told(filled: dict[str, str]) -> None:

@@ -122,7 +122,7 @@ TrackerKind = Literal["tracktrack", "botsort", "bytetrack", "ocsort", "deepocsor
 
 #: Settings that may be, or contain, a password: the environment, or .env, may name a file that has it, as
 #: ``<NAME>_FILE``.
-SECRETS = ("label_studio_api_key", "basic_auth_pass", "redis_url", "database_url", "notify_url")
+SECRETS = ("label_studio_api_key", "basic_auth_pass", "redis_url", "database_url", "notify_url", "live_cameras")
 
 
 class _SecretFiles(PydanticBaseSettingsSource):
@@ -345,6 +345,12 @@ class Settings(BaseSettings):
     # -- drawn boxes
     follow_s: float = Field(
         60.0, gt=0, le=3600, description="Seconds of video for which a drawn box is followed per request, each way."
+    )
+
+    # -- cameras
+    live_cameras: SecretStr = Field(
+        SecretStr(""),
+        description="Addresses of cameras, separated by spaces, which `scripts/live.py` looks at if it is given none.",
     )
 
     # -- fine-tuning

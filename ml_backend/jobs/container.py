@@ -30,6 +30,7 @@ from ml_backend.db.audit import AuditLog
 from ml_backend.db.storage import Storage
 from ml_backend.jobs.api_queue import ApiQueue
 from ml_backend.jobs.job_list import JobList
+from ml_backend.jobs.live_cameras import LiveCameras
 from ml_backend.jobs.project_models import ProjectModelStore
 from ml_backend.jobs.queue import RQ_ENDED, JobQueue, state_of
 from ml_backend.jobs.services.trainings import Trainings
@@ -176,6 +177,10 @@ class Container:
     def worker_status(self) -> WorkerStatus:
         """The models that workers have loaded."""
         return WorkerStatus(self.queue)
+
+    @cached_property
+    def live_cameras(self) -> LiveCameras:
+        return LiveCameras(self.queue)
 
     @property
     def client(self) -> LabelStudioClient:

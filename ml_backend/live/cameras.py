@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,13 @@ class Cameras:
         return any(thread.is_alive() for thread in self._threads)
 
     def summaries(self) -> list[dict[str, Any]]:
-        """Return facts about each camera: those of :meth:`LiveSession.summary`, and ``recorded`` if it is."""
-        found = [session.summary() for session in self.sessions]
-        for summary, recorder in zip(found, self.recorders, strict=bool(self.recorders)):
-            summary["recorded"] = asdict(recorder.recorded)
-        return found
+        """Return facts about each camera."""
+        return [self.summary(number) for number in range(len(self.sessions))]
+
+    def summary(self, number: int) -> dict[str, Any]:
+        """Return facts about a camera, from 0: those of :meth:`LiveSession.summary`, and ``recorded`` if it is."""
+        recorded = {"recorded": self.recorders[number].summary()} if self.recorders else {}
+        return self.sessions[number].summary() | recorded
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -31,6 +30,8 @@ log = logging.getLogger(__name__)
 CROP_AGES_S = (0.0, 0.5, 1.5, 4.0)[:CROPS_PER_TRACK]
 #: Seconds from then in which a better crop replaces it.
 CHOICE_S = 0.3
+#: Tracks whose labels are waited for, at most: their crops are kept in memory.
+MAX_WAITING = 64
 
 
 @dataclass(slots=True)
@@ -117,7 +118,8 @@ class TrackLabeller:
     ) -> None:
         self._classifier, self._settings, self._control, self._detector = classifier, settings, control, detector
         self._class_names = tuple(class_names)
-        self._requests: queue.SimpleQueue[LabelRequest | None] = queue.SimpleQueue()
+        self._waiting: dict[int, LabelRequest] = {}  # by the id of their crops, oldest first
+        self._changed, self._ended = threading.Condition(), False
         self.error = ""
         self._thread = threading.Thread(target=self._run, name="labels", daemon=True)
 
@@ -126,21 +128,33 @@ class TrackLabeller:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._requests.put(None)
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
         self._thread.join()
 
     def request(self, crops: TrackCrops, class_scores: Mapping[str, float]) -> None:
-        """Score a track; its crops get the scores. Those of several requests come in their order."""
-        crops.embedded = len(crops.images)
-        self._requests.put(LabelRequest(crops, list(crops.images), dict(class_scores)))
+        """Score a track; its crops get the scores.
+
+        A newer request replaces one of the same track that waits. With more than ``MAX_WAITING``, the oldest one is
+        given up: its crops are new again.
+        """
+        with self._changed:
+            self._waiting.pop(id(crops), None)
+            self._waiting[id(crops)] = LabelRequest(crops, list(crops.images), dict(class_scores))
+            crops.embedded = len(crops.images)
+            if len(self._waiting) > MAX_WAITING:
+                self._waiting.pop(next(iter(self._waiting))).crops.embedded = 0
+            self._changed.notify_all()
 
     def _run(self) -> None:
-        while (first := self._requests.get()) is not None:
-            requests = [first]
-            while not self._requests.empty():
-                if (request := self._requests.get()) is None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ended)
+                if self._ended:
                     return
-                requests.append(request)
+                requests = list(self._waiting.values())
+                self._waiting.clear()
             try:
                 found = self._label(requests)
             except Exception as error:

@@ -8,10 +8,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, datetime, timezone
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -34,6 +34,8 @@ PRE_ROLL_S, POST_ROLL_S, LONGEST_S = 3.0, 2.0, 60.0
 LATE_S = 5.0
 #: Seconds from one try to record to the next, where the folder is full or cannot be written.
 RETRY_S = 10.0
+#: Names of the newest recordings that are known.
+NEWEST = 20
 #: Quality of the frames that wait for their recording.
 _WAITING_QUALITY = 95
 
@@ -101,14 +103,22 @@ class Recorder:
 
     Attributes:
         recorded: changed by the thread.
+        newest: the newest files, changed by the thread.
     """
 
     def __init__(self, session: LiveSession, options: RecordOptions, on_video: Callable[[Path], None]) -> None:
         self._session, self._options, self._on_video = session, options, on_video
         self.recorded = Recorded()
+        self.newest: deque[Path] = deque(maxlen=NEWEST)
         self._pre_roll: deque[bytes] = deque(maxlen=round(PRE_ROLL_S * RATE))
         self._today: tuple[date, float] = (date.min, 0.0)
         self._next_try = float("-inf")
+
+    def summary(self) -> dict[str, Any]:
+        """Return facts for people: what was recorded, and the seconds of today and those allowed."""
+        day, seconds = self._today
+        today_s = seconds if day == _utc_day() else 0.0
+        return asdict(self.recorded) | {"today_s": round(today_s, 2), "budget_s": self._options.seconds_a_day}
 
     def run(self, stopped: threading.Event) -> None:
         """Record until stopped, or until the camera ends."""
@@ -151,7 +161,7 @@ class Recorder:
 
     def _seconds_left(self) -> float:
         """Return how long the next recording may be; with 0, ``paused_because`` says why."""
-        today = datetime.now(timezone.utc).date()
+        today = _utc_day()
         if self._today[0] != today:
             self._today = today, 0.0
         left = self._options.seconds_a_day - self._today[1]
@@ -188,7 +198,12 @@ class Recorder:
         self._today = self._today[0], self._today[1] + frames / RATE
         self.recorded.videos += 1
         self.recorded.seconds = round(self.recorded.seconds + frames / RATE, 2)
+        self.newest.append(path)
         self._on_video(path)
+
+
+def _utc_day() -> date:
+    return datetime.now(timezone.utc).date()
 
 
 def _size(file: Path) -> int:

@@ -8,6 +8,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
 import cv2
@@ -116,7 +117,7 @@ class LiveSession:
 
     def __init__(self, number: int, source: LiveSource, models: LiveModels) -> None:
         self.number, self.source, self._models = number, source, models
-        self.error, self.frames_processed = "", 0
+        self.error, self._failed_at, self.frames_processed = "", 0.0, 0
         self._watched = float("-inf")
         self._tracks: dict[int, LiveTrack] = {}
         self._ended: Counter[str] = Counter()
@@ -139,7 +140,7 @@ class LiveSession:
             self._process_frames(self._models.detector(), stopped)
         except Exception as error:
             log.warning("%s is not looked at any more: %s", self.source.name, reason_of(error), exc_info=True)
-            self.error = reason_of(error)
+            self.error, self._failed_at = reason_of(error), time.time()
 
     def next_picture(self, timeout_s: float) -> bytes:
         """Return the next picture as JPEG; empty if none comes in time."""
@@ -161,7 +162,7 @@ class LiveSession:
         return frozenset(kind for kind, found in kinds.items() if found), frozenset(str(t.label) for t in tracks)
 
     def summary(self) -> dict[str, Any]:
-        """Return facts for people: state, frames, speed, latency in seconds, objects by label."""
+        """Return facts for people: state and since when, frames, speed, latency in seconds, objects by label."""
         source, finished_at = self.source.status, list(self._finished_at)
         latencies = sorted(self._latencies) or [0.0]
         seconds = finished_at[-1] - finished_at[0] if len(finished_at) > 1 else 0.0
@@ -170,6 +171,7 @@ class LiveSession:
         return {
             "camera": self.source.name,
             "state": "ended" if self.finished else source.state,
+            "since": datetime.fromtimestamp(self._failed_at or source.since, timezone.utc).isoformat(),
             "error": self.error or source.error,
             "note": labeller.error if labeller else "",
             "received": source.frames,

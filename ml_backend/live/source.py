@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +48,7 @@ class SourceStatus:
         times_lost: how often the connection was lost, or could not be made.
         gaps: how often frames came after ``GAP_S`` seconds without one.
         error: why it is lost, without user and password; empty while it runs.
+        since: ``time.time()`` at which the state began.
     """
 
     state: SourceState = "connecting"
@@ -55,6 +56,13 @@ class SourceStatus:
     times_lost: int = 0
     gaps: int = 0
     error: str = ""
+    since: float = field(default_factory=time.time)
+
+    def become(self, state: SourceState, error: str = "") -> None:
+        """Change the state."""
+        if state != self.state:
+            self.since = time.time()
+        self.state, self.error = state, error
 
 
 class LiveSource:
@@ -156,13 +164,13 @@ class LiveSource:
 
     def _set(self, state: SourceState, error: str = "") -> None:
         with self._changed:
-            self.status.state, self.status.error = state, error
+            self.status.become(state, error)
             self._changed.notify_all()
 
     def _keep(self, image: Callable[[], Image]) -> None:
         with self._changed:
             self.status.frames += 1
-            self.status.state, self.status.error = "running", ""
+            self.status.become("running")
             now = time.monotonic()
             self.status.gaps += self._frame is not None and now - self._frame.time > GAP_S
             self._frame = Frame(self.status.frames, now, image)
@@ -208,7 +216,7 @@ def _open_camera(device: str, address: str) -> Iterator[Any]:
     if device:
         options: dict[str, Any] = {"format": "v4l2"}
     else:
-        wanted = {"protocol_whitelist": _PROTOCOLS, "rtsp_transport": "tcp", "fflags": "nobuffer"}
+        wanted = {"protocol_whitelist": _PROTOCOLS, "rtsp_flags": "prefer_tcp", "fflags": "nobuffer"}
         options = {"options": wanted, "timeout": (OPEN_S, SILENT_S), "metadata_errors": "replace"}
     container = av.open(device or address, **options)
     try:

@@ -16,7 +16,7 @@ from ml_backend.server.metrics import Metrics
 from ml_backend.server.pending_jobs import PendingJobs
 from ml_backend.server.people import People
 from ml_backend.server.prediction_service import PredictionService
-from ml_backend.server.slow_clients import DOWNLOADS, Slots
+from ml_backend.server.slow_clients import DOWNLOADS, PICTURES, Slots
 from ml_backend.server.webhooks import WebhookReceiver
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class WebContainer(Container):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, redis_timeout=1.0)
         self.downloads = Slots(DOWNLOADS, "downloads")
+        self.pictures = Slots(PICTURES, "people who watch cameras")
         # Created eagerly, so that an unusable database fails at startup and concurrent first requests do not create
         # duplicates. None of these connects to Redis or Label Studio.
         _ = self.storage, self.queue, self.projects, self.metrics, self.webhooks, self.prediction_service
@@ -40,6 +41,7 @@ class WebContainer(Container):
             self.jobs,
             self.drawing,
             self.api_queue,
+            self.live_cameras,
             self.lister,
             self.outputs,
             self.patterns,

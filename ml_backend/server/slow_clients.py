@@ -15,9 +15,10 @@ from ml_backend.core.errors import BackendError
 
 #: Threads of the web process.
 THREADS = 96
-#: Of these, as many at most receive uploads, receive other long bodies, send files, wait for jobs, and for drawn boxes.
+#: Of these, as many at most receive uploads, receive other long bodies, send files, wait for jobs, for drawn boxes, and
+#: for the next picture of a camera.
 #: The others are for requests that need milliseconds, such as webhooks, for which Label Studio waits a second.
-UPLOADS, BODIES, DOWNLOADS, WAITS, DRAWINGS = 8, 8, 24, 16, 16
+UPLOADS, BODIES, DOWNLOADS, WAITS, DRAWINGS, PICTURES = 8, 8, 24, 16, 16, 8
 #: Bodies of up to so many bytes are received before a thread begins with their request.
 BUFFERED_BYTES = 256 << 10
 #: Seconds after which a client that neither sends nor receives is given up.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,13 +25,15 @@ from ml_backend.core.errors import ConfigError, VideoError
 from ml_backend.core.settings import Settings
 from ml_backend.embeddings.crop_selection import CropBox
 from ml_backend.embeddings.loading import use_embedder
+from ml_backend.jobs.live_cameras import LiveCameras, NoPicture
+from ml_backend.jobs.queue import JobQueue
 from ml_backend.label_studio.label_config import parse_label_config
 from ml_backend.labeling.few_shot.pattern_bank import Exemplars, PatternBank
 from ml_backend.labeling.label_assignment import DetectorLabels
 from ml_backend.labeling.modes import classifier_models, require_embedder
 from ml_backend.labeling.track_classifier import TrackClassifier
 from ml_backend.live.cameras import open_cameras
-from ml_backend.live.labels import TrackCrops, TrackLabeller
+from ml_backend.live.labels import MAX_WAITING, TrackCrops, TrackLabeller
 from ml_backend.live.page import serve_page
 from ml_backend.live.source import LiveSource
 from ml_backend.video.reader import read_frames
@@ -151,10 +157,50 @@ def transport_stream(clip: Path, port: int) -> Iterator[None]:
         thread.join()
 
 
-def test_a_transport_stream_over_udp_that_stops_and_starts(clip: Path) -> None:
+def free_udp_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def lossy_way(port: int) -> Iterator[int]:
+    """A port whose datagrams are passed on to another one, but each twentieth, while the context lasts."""
+    stopped = threading.Event()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.bind(("127.0.0.1", 0))
+        way.settimeout(0.1)
+
+        def pass_on() -> None:
+            number = 0
+            while not stopped.is_set():
+                with contextlib.suppress(TimeoutError, ConnectionRefusedError):
+                    datagram = way.recv(65536)
+                    number += 1
+                    if number % 20:
+                        way.sendto(datagram, ("127.0.0.1", port))
+
+        thread = threading.Thread(target=pass_on)
+        thread.start()
+        try:
+            yield way.getsockname()[1]
+        finally:
+            stopped.set()
+            thread.join()
+
+
+def test_lost_packets_cost_no_connection(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml_backend.live.source.SILENT_S", 120.0)  # the camera may have to wait for the processor
+    port = free_udp_port()
+    with LiveSource(f"udp://127.0.0.1:{port}") as source, lossy_way(port) as way, transport_stream(clip, way):
+        wait_for(lambda: source.status.frames > 0, what="a frame")
+        before = source.status.times_lost
+        wait_for(lambda: source.status.frames > 60, what="more frames")
+        assert source.status.times_lost == before
+
+
+def test_a_transport_stream_over_udp_that_stops_and_starts(clip: Path) -> None:
+    port = free_udp_port()
     with LiveSource(f"udp://127.0.0.1:{port}") as source:
         with transport_stream(clip, port):
             wait_for(lambda: source.status.frames > 5, what="frames")
@@ -285,6 +331,15 @@ def test_a_taught_label_is_given_from_the_best_crops(settings: Callable[..., Set
         labeller.request(again, {"person": 1.0})
         wait_for(lambda: again.scores, what="scores after a failure")
         assert labeller.error == ""
+    late = TrackLabeller(TrackClassifier(values, models, bank), values, control, detector, ("person",))
+    many = [TrackCrops([tracks[0].images[0]]) for _ in range(MAX_WAITING + 3)]
+    for crops in (*many, many[3]):
+        late.request(crops, {"person": 1.0})
+    assert [crops.has_new(9.0) for crops in many] == [True] * 3 + [False] * MAX_WAITING, "they are asked for again"
+    with late:
+        wait_for(lambda: many[-1].scores, what="scores")
+        assert all(crops.scores for crops in many[3:])
+        assert not any(crops.scores for crops in many[:3])
 
 
 def test_of_a_tracks_life_the_best_crops_are_kept() -> None:
@@ -340,6 +395,34 @@ def test_an_end_is_set_and_a_lost_camera_is_said(clip: Path, config: Path, tmp_p
     assert result["cameras"][1]["state"] == "lost"
     assert f"Error: http://127.0.0.1:{port}/stream: " in log
     assert "secret" not in log + json.dumps(result)
+
+
+def test_the_control_room_is_told(
+    clip: Path, config: Path, tmp_path: Path, settings: Callable[..., Settings], redis_url: str
+) -> None:
+    """Of the cameras in LIVE_CAMERAS, while the command runs."""
+    told, pictures = LiveCameras(JobQueue(settings(redis_url=redis_url), timeout=60)), list[bytes]()
+
+    def watch() -> None:
+        try:
+            (found,) = wait_for(lambda: [c for c in told.cameras() if c.seen and c.state == "running"], what="a camera")
+            assert (found.name, found.project, found.recorded, found.tasks) == ("street.mp4", None, None, [])
+            assert found.latency_s > 0
+            while not pictures:
+                with contextlib.suppress(NoPicture):
+                    pictures.append(told.next_picture(found.id))
+        finally:
+            if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:  # the command runs: it ends
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        arguments = ("--config", config, "--detector", "motion", "--repeat", "--seconds", 900, "--port", 0)
+        done = run_command("live", *arguments, cwd=tmp_path, LIVE_CAMERAS=str(clip), REDIS_URL=redis_url)
+        watching.result()
+    assert done.returncode == 0, done.stderr
+    assert cv2.imdecode(np.frombuffer(pictures[0], np.uint8), cv2.IMREAD_COLOR).shape == (240, 320, 3)
+    assert told.cameras() == []
 
 
 @pytest.mark.parametrize(

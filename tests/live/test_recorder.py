@@ -77,7 +77,7 @@ def test_everything_is_recorded_in_parts_and_what_is_not_wanted_is_not(
     other = RecordOptions(tmp_path / "other", frozenset({"new"}))
     with open_cameras([LiveSource(str(clip))], config, settings(detector="motion"), None, other) as cameras:
         wait_for(lambda: not cameras.running, what="the end")
-    assert recorded(cameras) == {"videos": 0, "seconds": 0.0, "paused_because": ""}
+    assert recorded(cameras) == {"videos": 0, "seconds": 0, "paused_because": "", "today_s": 0, "budget_s": 3600}
     assert not (tmp_path / "other").exists()
 
 

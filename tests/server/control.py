@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -17,12 +18,15 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from ml_backend.jobs.container import Container
+from ml_backend.jobs.live_cameras import CameraAnnouncer, announcing
+from ml_backend.jobs.queue import JobQueue
 from ml_backend.jobs.training_inputs import training_settings_digest
+from ml_backend.server.api import handlers
 from ml_backend.server.container import WebContainer
 from ml_backend.training.annotation_review import KINDS, AnnotationReview, RegionDiff
 from ml_backend.training.registry import Version
 from ml_backend.training.review_store import ReviewStore, TaskReview
-from tests.builders import CONFIG, Outside, send
+from tests.builders import CONFIG, Outside, send, wait_for
 
 MODEL_VERSION = "yolo11n-af0bcddd.tracktrack-0b71.yolo_dinov2-1a2b3c4d.base"
 WORSE = (
@@ -32,6 +36,29 @@ METRICS = {
     "candidate": {"map50": 0.912, "map50_95": 0.7, "hota": 0.801},
     "incumbent": {"map50": 0.931, "map50_95": 0.71, "hota": 0.822},
     "against": "base",
+}
+
+JPEG = b"\xff\xd8 a picture \xff\xd9"
+RECORDED: dict[str, Any] = {"videos": 2, "seconds": 130.0, "today_s": 120.0, "budget_s": 3600.0, "paused_because": ""}
+CAMERA = {
+    "name": "rtsp://gate/stream",
+    "host": "edge-1",
+    "project": 7,
+    "state": "running",
+    "since": "2020-03-01T08:30:00+00:00",
+    "error": "",
+    "note": "",
+    "received": 900,
+    "processed": 600,
+    "dropped": 300,
+    "times_lost": 1,
+    "fps": 19.5,
+    "latency_s": 0.125,
+    "latency_p99_s": 0.25,
+    "now": {"person": 2},
+    "seen": {"person": 5, "": 1},
+    "recorded": RECORDED,
+    "tasks": [41, 42],
 }
 
 
@@ -148,3 +175,14 @@ def refused(services: Container) -> None:
     settings = training_settings_digest(services.settings, services.projects.models(None).detector.sha256)
     lineage = {"seen": ReviewStore(services.storage).seen(7), "annotations": {"1": 1}, "settings": settings}
     registry.finish(registry.begin(7, "me", "a test", None), "refused", WORSE, lineage=lineage, metrics=METRICS)
+
+
+@contextmanager
+def camera(room: Room, picture: bytes = JPEG, **facts: Any) -> Iterator[str]:
+    """A camera that runs, as another process tells, which always has the same picture; yields its id."""
+    name = str(facts.setdefault("name", "rtsp://gate/stream"))
+    announcer = CameraAnnouncer(JobQueue(room.services.settings), lambda: CAMERA | facts, lambda timeout_s: picture)
+    with announcing([announcer]):
+        found = wait_for(lambda: [c for c in room.services.live_cameras.cameras() if c.name == name], what="the camera")
+        handlers.all_cameras.cache_clear()
+        yield found[0].id

@@ -170,7 +170,7 @@ def test_marks_change_with_what_they_stand_for(auto: Room) -> None:
     drawn = re.search("data-marks='([^']+)'", page(auto, "/?project=7&step=auto"))
     assert drawn is not None
     assert json.loads(drawn[1]) == known, "as the page itself was drawn"
-    assert set(known) == {"jobs", "states", "status", "mode", "current", "version", "files", "moments"}
+    assert set(known) == {"jobs", "states", "status", "mode", "current", "version", "files", "moments", "cameras"}
     assert changed(known) == set()
     auto.services.api_queue.init_models(8)
     assert changed(known) == {"status"}, "another project's job is in the queue"
@@ -330,7 +330,7 @@ def test_templates_use_texts_that_exist_and_no_text_is_unused() -> None:
     }
     groups = ("kind_", "state_", "stage_", "mode_", "loss_", "step_", "theme_", "format_", "predictions_")
     groups += ("acceptance_", "curve_", "draw_", "video_", "source_", "policy_", "track_", "tracks_")
-    groups += ("action_", "role_", "fault_", "do_", "did_", "split_here", "swap_here", "end_here")
+    groups += ("action_", "camera_", "role_", "fault_", "do_", "did_", "split_here", "swap_here", "end_here")
     assert {name for name in known - used if not name.startswith(groups)} == {"hours", "minutes", "seconds"}
 
 

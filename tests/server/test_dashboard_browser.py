@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,20 @@ import pytest
 
 from ml_backend.cli.dev_stack.demo import make_demo, wait_for_prediction
 from ml_backend.cli.dev_stack.stack import Stack
+from ml_backend.core.settings import Settings
+from ml_backend.jobs.live_cameras import CameraAnnouncer, announcing
+from ml_backend.jobs.queue import JobQueue
+from ml_backend.live.cameras import open_cameras
+from ml_backend.live.source import LiveSource
 from ml_backend.video.sample import make_sample
+from tests.builders import label_config, make_clip
 
 pytestmark = [pytest.mark.stack, pytest.mark.browser]
 
 AXE = Path(__file__).with_name("axe.min.js")
 HOSTILE = "<img src=x onerror=alert(1)>"
 SLOW_MS = 600_000
-STEPS = ("label", "learn", "auto", "repair", "review")
+STEPS = ("label", "learn", "auto", "repair", "review", "live")
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +245,36 @@ def test_a_video_that_plays_goes_on(page: Any, site: Site) -> None:
     page.locator("#part-files:not(.htmx-request):not(.htmx-settling):not([data-late])").wait_for()
     assert page.locator(".players.two video").count() == 2
     assert page.evaluate("() => [...document.querySelectorAll('video')].every(video => video.currentTime > 0.2)")
+
+
+def test_cameras(
+    chromium: Any, site: Site, motion_stack: Stack, settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """One that runs appears by itself, is watched, and goes; on a narrow screen, too."""
+    page, complaints = chromium.new_page(locale="en", viewport={"width": 390, "height": 844}), list[str]()
+    page.set_default_timeout(SLOW_MS)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    config = tmp_path / "config.xml"
+    config.write_text(label_config("thing"))
+    page.goto(site.step("live"))
+    page.get_by_text("No camera runs.").wait_for()
+    page.locator("#live.on").wait_for()
+    source = LiveSource(str(make_clip(tmp_path / "street.mp4")), repeat=True)
+    chosen = settings(detector="motion", redis_url=motion_stack.redis_url)
+    with open_cameras([source], config, chosen) as cameras:
+        facts = {"name": "street.mp4", "host": "here", "project": site.project, "tasks": []}
+        told = CameraAnnouncer(JobQueue(chosen), lambda: cameras.summary(0) | facts, cameras.sessions[0].next_picture)
+        with announcing([told]):
+            page.locator(".camera", has_text="street.mp4").get_by_role("rowheader", name="thing").wait_for()
+            for _ in range(3):  # the next one comes by itself
+                with page.expect_response(lambda answer: "/picture?number=" in answer.url and answer.status == 200):
+                    pass
+            page.wait_for_function("() => document.querySelector('.camera img')?.naturalWidth === 320")
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            assert faults(page) == []
+    page.get_by_text("No camera runs.").wait_for()
+    page.close()
+    assert complaints == []
 
 
 def test_it_is_live(page: Any, site: Site) -> None:

@@ -30,7 +30,7 @@ from ml_backend.server.dashboard import texts
 from ml_backend.server.people import MAX_SESSIONS
 from tests.builders import CONFIG, Outside, environment, outside, send, wait_for
 from tests.conftest import LabelStudio
-from tests.server.control import Room, answer_as_label_studio
+from tests.server.control import Room, answer_as_label_studio, camera
 
 TITLES = {7: "heron", 8: "stork"}
 #: By token: id and e-mail of its user, and the projects that Label Studio shows to it. The organisation is the first's.
@@ -204,6 +204,25 @@ def test_label_studio_away(guarded: Callable[..., Room]) -> None:
         answer = browser.post("/sign-in", data={"token": "owner-token"}, headers=HTML)
         assert answer.status_code == 503, "which is nobody's wrong token"
     assert "does not answer" in answer.get_data(as_text=True)
+
+
+def test_a_camera_is_watched_by_those_who_see_its_project(guarded: Callable[..., Room]) -> None:
+    """One of no project is watched by admins."""
+    room = guarded()
+    owner, other = sign_in(room, "owner-token"), sign_in(room, "other-token")
+    with (
+        camera(room, name="a", project=7) as seven,
+        camera(room, name="b", project=8) as eight,
+        camera(room, name="c", project=None) as none,
+    ):
+        for browser, shown in ((owner, {seven, eight, none}), (other, {seven})):
+            assert {item["id"] for item in browser.get("/api/cameras").get_json()["cameras"]} == shown
+            part = browser.get("/ui/part/cameras").get_data(as_text=True)
+            assert {number for number in (seven, eight, none) if number in part} == shown
+            for number in (seven, eight, none):
+                answer = browser.get(f"/api/cameras/{number}/picture")
+                assert answer.status_code == (200 if number in shown else 404)
+        assert room.client.get(f"/api/cameras/{seven}/picture").status_code == 401
 
 
 def test_only_the_projects_that_label_studio_shows(guarded: Callable[..., Room]) -> None:

@@ -177,7 +177,7 @@ def test_a_body_that_does_not_arrive_in_time_is_given_up(room: Room, monkeypatch
 
 
 def test_the_threads_suffice_for_all_that_is_slow() -> None:
-    assert sum((UPLOADS, BODIES, DOWNLOADS, slow_clients.WAITS, slow_clients.DRAWINGS)) < THREADS
+    assert sum((UPLOADS, BODIES, DOWNLOADS, slow_clients.WAITS, slow_clients.DRAWINGS, slow_clients.PICTURES)) < THREADS
 
 
 # -- jobs that are started by looking at something

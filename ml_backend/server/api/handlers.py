@@ -27,6 +27,7 @@ from ml_backend.datasets.formats import MASK_FORMATS
 from ml_backend.embeddings.hub import resolve_segmenter
 from ml_backend.jobs.api_queue import agreement_name, data_url, next_name, patterns_name, similar_name, stats_name
 from ml_backend.jobs.job_list import FAILED
+from ml_backend.jobs.live_cameras import LiveCamera, NoPicture
 from ml_backend.jobs.queue import TRACKER_NOTE, clip_job, frames_job
 from ml_backend.jobs.services import reviews
 from ml_backend.jobs.services.connections import connect_project
@@ -125,6 +126,12 @@ def system_state(container: WebContainer) -> dict[str, Any]:
         state["database"] = {"up": False, "error": str(error)}
     state["disks"] = [_disk(process, count) for process, count in free.items()]
     return state
+
+
+@cached(TTLCache(_APPS, CACHE_S), key=lambda container: container.jobs, condition=Condition())
+def all_cameras(container: WebContainer) -> list[LiveCamera]:
+    """Return every camera that runs. The list is cached: do not modify it."""
+    return container.live_cameras.cameras()
 
 
 def _disk(process: str, free: int) -> responses.Disk:
@@ -1153,6 +1160,40 @@ def erase(number: requests.ProjectNumber, body: requests.EraseProject) -> respon
     erasure.check_deleted(container, project)
     removed: Any = erasure.erase(container, project, person().name)
     return {"project": project} | removed  # type: ignore[no-any-return]
+
+
+# -- cameras
+
+
+@route("GET", "/cameras", "Cameras")
+def cameras() -> responses.LiveCameraList:
+    """List cameras that run.
+
+    Those that scripts/live.py looks at, of projects that the person may see; admins also get those of no project. At
+    most two seconds old.
+    """
+    shown: Any = [camera.model_dump(mode="json") for camera in all_cameras(services()) if _may_watch(camera)]
+    return {"cameras": shown}
+
+
+def _may_watch(camera: LiveCamera) -> bool:
+    return person().may("admin") if camera.project is None else person().sees(camera.project)
+
+
+@route("GET", "/cameras/<camera>/picture", "Cameras", media=("image/jpeg",))
+def camera_picture(query: requests.ShowCamera, camera: requests.CameraId) -> Response:
+    """Get the next picture of a camera.
+
+    A JPEG image with boxes and labels. While the camera shows nothing, 503 is returned.
+    """
+    container = services()
+    found = next((item for item in all_cameras(container) if item.id == camera and _may_watch(item)), None)
+    if found is None:
+        raise Unknown("There is no such camera.", "It has a new id after each start: GET /api/cameras lists them.")
+    if found.state != "running":
+        raise NoPicture("The camera does not run at the moment.", "Ask again when its state is running.")
+    with container.pictures.taken():
+        return Response(container.live_cameras.next_picture(camera), content_type="image/jpeg")
 
 
 @route("GET", "/audit", "Access", role="admin")

@@ -79,6 +79,10 @@ MomentId = Annotated[
     str,
     Field(pattern="^[0-9a-f]{16}$", description="Id of a suspicious moment.", examples=["0123456789abcdef"]),
 ]
+CameraId = Annotated[
+    str,
+    Field(pattern="^[0-9a-f]{16}$", description="Id of a camera that runs.", examples=["0123456789abcdef"]),
+]
 FrameNumber = Annotated[int, Field(ge=1, lt=1 << 31, description="A frame, as Label Studio counts: from 1."), _Whole]
 #: Name of a person in records.
 PersonName = Annotated[
@@ -454,6 +458,14 @@ class WriteConsensus(ShowConsensus):
         str, Field(pattern="^[0-9a-f]{16}$", description="Of the consensus, as it was read.", examples=["0" * 16])
     ]
     by: PersonName | None = None
+
+
+class ShowCamera(RequestModel):
+    """A picture of a camera."""
+
+    number: Annotated[
+        int | None, Field(ge=0, lt=1 << 31, description="Of no meaning: browsers load another address anew.")
+    ] = None
 
 
 class GiveRole(RequestModel):

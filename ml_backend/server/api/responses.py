@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import NotRequired, TypedDict
 
+from ml_backend.jobs.live_cameras import LiveCamera
 from ml_backend.review.kinds import MomentKind
 from ml_backend.server.access import Role
 
@@ -663,6 +664,12 @@ class People(Answer):
     """People, by name."""
 
     people: list[Person]
+
+
+class LiveCameraList(Answer):
+    """Cameras that run, by name."""
+
+    cameras: list[LiveCamera]
 
 
 class Action(Answer):

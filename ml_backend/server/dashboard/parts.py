@@ -84,8 +84,8 @@ class PagePart:
     Attributes:
         context: returns its template's context.
         reload_on: changes that reload it: ``jobs``, ``states`` (of jobs, without their progress), ``status``, ``mode``,
-            ``version`` (also at every epoch of a training), ``current`` (another version is in use), ``files``, or a
-            kind of jobs. See :func:`change_digests`.
+            ``version`` (also at every epoch of a training), ``current`` (another version is in use), ``files``,
+            ``cameras``, or a kind of jobs. See :func:`change_digests`.
         starts_job: whether rendering it may start a job.
         needs_project: whether it can only be rendered for a project.
     """
@@ -462,6 +462,13 @@ def _files(state: PageState) -> Context:
     }
 
 
+# -- cameras
+
+
+def _cameras(state: PageState) -> Context:
+    return {"cameras": handlers.cameras()["cameras"]}
+
+
 # -- access
 
 
@@ -495,6 +502,7 @@ def change_digests(project: int | None) -> dict[str, str]:
     full = [disk["process"] for disk in state["disks"] if disk["error"]]
     values: dict[str, Any] = {"jobs": jobs, "status": [state[name] for name in ("redis", "database", "queues")]}
     values["status"] += [models, full]
+    values["cameras"] = [camera.model_dump_json() for camera in handlers.all_cameras(container)]
     values["states"] = [(item["id"], item["state"], item["ended_at"]) for item in jobs]
     for item in jobs:  # by kind only their start, end and expiry, not their progress
         values.setdefault(item["kind"], []).append((item["id"], item["ended_at"]))
@@ -536,6 +544,7 @@ PARTS: Mapping[str, PagePart] = {
     "moments": PagePart(_moments, ("moments",), starts_job=True),
     "timeline": PagePart(_timeline, ("moments",)),
     "frame": PagePart(_frame, ("moments",)),
+    "cameras": PagePart(_cameras, ("cameras",), needs_project=False),
     "people": PagePart(_people, needs_project=False),
     "audit": PagePart(_audit, ("states", "files", "current"), needs_project=False),
 }

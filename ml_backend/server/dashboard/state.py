@@ -18,7 +18,7 @@ from ml_backend.server.origin_checks import require_same_site
 from ml_backend.server.problems import CrossSite, as_backend_error
 from ml_backend.server.protocol import services
 
-STEPS = ("label", "learn", "auto", "repair", "review")
+STEPS = ("label", "learn", "auto", "repair", "review", "live")
 #: Shown like a step, to admins: people, their roles, and what was done.
 ACCESS = "access"
 #: Cookie and query parameter of the name under which repairs are recorded.

@@ -387,3 +387,22 @@ function local(root) {
 }
 document.addEventListener("htmx:afterSwap", (event) => local(event.detail.target));
 local(document);
+
+// -- cameras: one picture after the other; those out of sight are not loaded
+
+const awaited = new WeakSet();
+function nextPicture(image, after) {
+  if (awaited.has(image)) return;
+  awaited.add(image);
+  setTimeout(() => {
+    awaited.delete(image);
+    if (!image.isConnected) return;
+    if (document.hidden) nextPicture(image, 1000);
+    else image.src = `${image.src.split("?")[0]}?number=${Date.now() % 1e9}`;
+  }, after);
+}
+for (const [event, pause] of [["load", 50], ["error", 2000]])
+  document.addEventListener(event, ({ target }) => {
+    if (target.matches?.("img[data-picture]")) nextPicture(target, pause);
+  }, true);
+for (const image of document.querySelectorAll("img[data-picture]")) if (image.complete) nextPicture(image, 50);
