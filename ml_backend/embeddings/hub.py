@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +61,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
 
 
+ModelKind = Literal["dinov2", "clip", "fallback", "sam", "segmenter", "text_detector"]
+
+
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
     """A model that can be loaded.
@@ -75,7 +78,7 @@ class ResolvedModel:
         config: content of the main configuration file.
     """
 
-    kind: Literal["dinov2", "clip", "fallback", "sam", "segmenter", "text_detector"]
+    kind: ModelKind
     name: str
     model_id: str
     path: Path | None = None
@@ -239,40 +242,20 @@ def fallback_id() -> str:
 
 
 def read_dinov2_folder(path: Path) -> ResolvedModel:
-    """Read a model folder in transformers' format.
-
-    Raises:
-        WeightsError: it is missing, incomplete, damaged, or another kind of model.
-    """
-    config = _read_config(path, "config.json", "DINOV2_MODEL")
-    kind = config.get("model_type")
-    if kind not in DINOV2_TYPES:
-        raise WeightsError(
-            f"{path} holds a model of type {kind!r}, not DINOv2.",
-            "Set DINOV2_MODEL to a model such as facebook/dinov2-base, or to a folder with one.",
-        )
-    weights = _weights(path)
-    hidden = config.get("hidden_size")
+    """Read a model folder in transformers' format; raises as :func:`read_segmenter`."""
+    hint = "Set DINOV2_MODEL to a model such as facebook/dinov2-base, or to a folder with one."
+    found = _read_transformers("dinov2", path, "DINOV2_MODEL", DINOV2_TYPES, "not DINOv2", hint)
+    hidden = found.config.get("hidden_size")
     size = _DINOV2_SIZES.get(hidden, hidden) if isinstance(hidden, int) else "unknown"
-    name = f"{kind.replace('_with_registers', '-reg')}-{size}"
-    return ResolvedModel("dinov2", name, _model_id(name, weights), path, weights=weights, config=config)
+    name = f"{found.name.replace('_with_registers', '-reg')}-{size}"
+    return replace(found, name=name, model_id=name + found.model_id.removeprefix(found.name))
 
 
 def read_sam_folder(path: Path) -> ResolvedModel:
-    """Read a folder with a video model of the SAM family, in transformers' format.
-
-    Raises:
-        WeightsError: it is missing, incomplete, damaged, or another kind of model.
-    """
-    config = _read_config(path, "config.json", "INTERACTIVE_MODEL")
-    kind = config.get("model_type")
-    if kind not in SAM_CLASSES:
-        raise WeightsError(
-            f"{path} holds a model of type {kind!r}, which does not follow objects through videos.",
-            "Set INTERACTIVE_MODEL to a model such as facebook/sam2.1-hiera-tiny or yonigozlan/EdgeTAM-hf.",
-        )
-    weights = _weights(path)
-    return ResolvedModel("sam", str(kind), _model_id(str(kind), weights), path, weights=weights, config=config)
+    """Read a folder with a video model of the SAM family; raises as :func:`read_segmenter`."""
+    hint = "Set INTERACTIVE_MODEL to a model such as facebook/sam2.1-hiera-tiny or yonigozlan/EdgeTAM-hf."
+    lack = "which does not follow objects through videos"
+    return _read_transformers("sam", path, "INTERACTIVE_MODEL", SAM_CLASSES, lack, hint)
 
 
 def read_segmenter(path: Path) -> ResolvedModel:
@@ -283,36 +266,38 @@ def read_segmenter(path: Path) -> ResolvedModel:
     """
     if path.suffix == ".pt":
         return ResolvedModel("segmenter", path.stem, _model_id(path.stem, path), path, weights=path)
-    config = _read_config(path, "config.json", "SEGMENTER")
-    kind = config.get("model_type")
-    if kind not in SEGMENTER_CLASSES:
-        raise WeightsError(f"{path} holds a model of type {kind!r}, which makes no masks of boxes.", _SEGMENTER_HINT)
-    weights = _weights(path)
-    return ResolvedModel("segmenter", str(kind), _model_id(str(kind), weights), path, weights=weights, config=config)
+    lack = "which makes no masks of boxes"
+    return _read_transformers("segmenter", path, "SEGMENTER", SEGMENTER_CLASSES, lack, _SEGMENTER_HINT)
 
 
 def read_text_detector(path: Path) -> ResolvedModel:
-    """Read a folder with a zero-shot detector in transformers' format.
-
-    Raises:
-        WeightsError: it is missing, incomplete, damaged, or another kind of model.
-    """
+    """Read a folder with a zero-shot detector; raises as :func:`read_segmenter`."""
+    setting = "OPEN_VOCABULARY_MODEL"
     if path.suffix == ".pt":
         raise WeightsError(
             f"{path} is a checkpoint of ultralytics, whose text encoder would have to be downloaded.",
-            "Set OPEN_VOCABULARY_MODEL to a folder in transformers' format, such as IDEA-Research/grounding-dino-tiny.",
+            f"Set {setting} to a folder in transformers' format, such as IDEA-Research/grounding-dino-tiny.",
         )
-    config = _read_config(path, "config.json", "OPEN_VOCABULARY_MODEL")
-    kind = config.get("model_type")
-    if kind not in TEXT_DETECTOR_TYPES:
-        raise WeightsError(
-            f"{path} holds a model of type {kind!r}, which does not find objects by text.",
-            f"Set OPEN_VOCABULARY_MODEL to a model of one of the types {', '.join(TEXT_DETECTOR_TYPES)}.",
-        )
+    hint = f"Set {setting} to a model of one of the types {', '.join(TEXT_DETECTOR_TYPES)}."
+    lack = "which does not find objects by text"
+    return _read_transformers("text_detector", path, setting, TEXT_DETECTOR_TYPES, lack, hint)
+
+
+def _read_transformers(
+    kind: ModelKind, path: Path, setting: str, types: Collection[str], lack: str, hint: str
+) -> ResolvedModel:
+    """Read a model folder in transformers' format.
+
+    Args:
+        types: its ``model_type`` must be one of these.
+        lack: what a model of another type is not, or does not.
+    """
+    config = _read_config(path, "config.json", setting)
+    name = str(config.get("model_type"))
+    if name not in types:
+        raise WeightsError(f"{path} holds a model of type {config.get('model_type')!r}, {lack}.", hint)
     weights = _weights(path)
-    return ResolvedModel(
-        "text_detector", str(kind), _model_id(str(kind), weights), path, weights=weights, config=config
-    )
+    return ResolvedModel(kind, name, _model_id(name, weights), path, weights=weights, config=config)
 
 
 def _weights(path: Path) -> Path:
