@@ -444,6 +444,16 @@ def test_an_export_takes_every_frame_unless_told(hostile: Room) -> None:
     assert hostile.services.queue.fetch(default["id"]).args == [7, "yolo", "none", 1, False]
 
 
+def test_masks_without_a_model_are_refused_on_the_page(room: Room) -> None:
+    text = page(room, "/?project=7&step=review")
+    assert '<option value="coco-seg">COCO with masks</option>' in text
+    assert "SEGMENTER is not set" in text
+    data = {"project": "7", "format": "coco-seg", "predictions": "none", "stride": "1"}
+    answer = room.client.post("/ui/do/export?project=7", data=data, headers=BROWSER)
+    assert "Masks are made by a model, and SEGMENTER is not set." in answer.get_data(as_text=True)
+    assert "export_project" not in kinds(room)
+
+
 def test_every_part_is_drawn_where_it_is(hostile: Room) -> None:
     """Also within a form, whose target is inherited."""
     parts = [

@@ -274,6 +274,7 @@ def _context(state: PageState) -> dict[str, Any]:
         "person": person(),
         "may": forms.may,
         "formats": get_args(ExportFormat),
+        "segmenter": services().settings.segmenter,
         "languages": LANGUAGES,
         "address": lambda **changes: url_for("page.home", **(location | changes)),
         "action": lambda name, **values: url_for("page.do", name=name, **(location | values)),
