@@ -34,6 +34,8 @@ def test_a_camera_that_runs_is_listed_until_it_ends(room: Room) -> None:
             room.check("GET", f"/api/cameras/{number}/picture", answer)
             assert (answer.status_code, answer.data) == (200, JPEG)
             assert answer.headers["Cache-Control"] == "no-store"
+        foreign = room.client.get(f"/api/cameras/{number}/picture", headers={"Sec-Fetch-Site": "cross-site"})
+        assert foreign.status_code == 403, "nor on pages of other sites"
         assert room.client.get("/ui/live?project=7").get_json()["cameras"] != before, "open pages reload their list"
     wait_for(lambda: listed(room) == [], what="its end")
     room.get(f"/api/cameras/{number}/picture", 404)

@@ -1180,7 +1180,7 @@ def _may_watch(camera: LiveCamera) -> bool:
     return person().may("admin") if camera.project is None else person().sees(camera.project)
 
 
-@route("GET", "/cameras/<camera>/picture", "Cameras", media=("image/jpeg",))
+@route("GET", "/cameras/<camera>/picture", "Cameras", starts_job=True, media=("image/jpeg",))
 def camera_picture(query: requests.ShowCamera, camera: requests.CameraId) -> Response:
     """Get the next picture of a camera.
 
