@@ -22,7 +22,7 @@ from tests.builders import ROOT, make_clip, make_tiny_yolo
 
 pytestmark = pytest.mark.slow
 
-FRAMES = 40
+FRAMES = 30
 FACTS = {
     "date": "2030-01-31",
     "command": "python benchmarks/x.py people.mp4",

@@ -144,10 +144,14 @@ def test_a_label_of_one_video_appears_on_the_right_track_of_another(
     assert answer.status_code == 201, answer.text[:500]
 
 
-def test_nothing_is_detected_or_embedded_twice(two: tuple[Site, int, int, int], work: Work) -> None:
-    here, project, first, _second = two
+def test_nothing_is_detected_or_embedded_twice_and_what_is_deleted_is_unlearned(
+    two: tuple[Site, int, int, int], work: Work
+) -> None:
+    here, project, first, second = two
+    before = prediction(here, second)
     annotation = teach(here, project, first, top="walker", bottom="vehicle")
     work(here)
+    assert counts(here, project) == {"vehicle": 1, "walker": 1}
     assert here.queue.counters()["videos"] == 2
     container = work(here)
     model = patterns(here).info(project)["embedder"]
@@ -158,21 +162,13 @@ def test_nothing_is_detected_or_embedded_twice(two: tuple[Site, int, int, int], 
     work(here)
     assert counts(here, project) == {"unused": 2}  # re-labelling moved them
     assert [container.projects.patterns.crop_embeddings(video).get(model) for video in videos] == looks
-    assert here.queue.counters()["videos"] == 2
-
-
-def test_deleting_the_annotation_unlearns_it(two: tuple[Site, int, int, int], work: Work) -> None:
-    here, project, first, second = two
-    before = prediction(here, second)
-    annotation = teach(here, project, first, top="walker", bottom="vehicle")
-    work(here)
-    assert counts(here, project) == {"vehicle": 1, "walker": 1}
     here.sdk.annotations.delete(annotation.id)
     here.queue.request_learning(project, [first])
     work(here)
     assert counts(here, project) == {}
     again = prediction(here, second)
     assert (again.model_version, again.result) == (before.model_version, before.result)
+    assert here.queue.counters()["videos"] == 2
 
 
 def test_tasks_with_annotations_keep_their_prediction(two: tuple[Site, int, int, int], work: Work) -> None:
@@ -394,11 +390,14 @@ def test_a_track_that_jumps_to_another_object_teaches_its_longer_part(site: Make
     assert patterns(here).info(project)["jumps"] == []
 
 
-def test_find_more_like_this(two: tuple[Site, int, int, int], work: Work) -> None:
+def test_more_like_this_is_found_and_a_bank_serves_another_project(
+    two: tuple[Site, int, int, int], work: Work, tmp_path: Path
+) -> None:
     here, project, first, second = two
     teach(here, project, first, top="walker", bottom="vehicle")
     work(here)
-    found, skipped = patterns(here).similar(project, "vehicle", limit=10)
+    service = patterns(here)
+    found, skipped = service.similar(project, "vehicle", limit=10)
     assert skipped == []
     assert {item.task_id for item in found} == {second}  # the annotated task is left out
     rows = by_row(prediction(here, second).result)
@@ -407,15 +406,7 @@ def test_find_more_like_this(two: tuple[Site, int, int, int], work: Work) -> Non
     assert best.xyxy[1] < 100  # the bus drives in the upper row
     assert rows["top"]["value"]["labels"] == ["vehicle"]
     assert best.thumbnail.startswith(b"\xff\xd8")
-    (here.videos / "second.mp4").unlink()
-    assert patterns(here).similar(project, "vehicle", limit=10)[0] == found  # nothing needs to be looked at again
 
-
-def test_a_bank_serves_another_project(two: tuple[Site, int, int, int], work: Work, tmp_path: Path) -> None:
-    here, project, first, second = two
-    teach(here, project, first, top="walker", bottom="vehicle")
-    work(here)
-    service = patterns(here)
     assert service.export(project, tmp_path / "bank") == 8
     other = here.project(CONFIG)
     task = here.task(other, video=here.data(second)["video"])
@@ -427,6 +418,9 @@ def test_a_bank_serves_another_project(two: tuple[Site, int, int, int], work: Wo
     assert newest.result[0]["meta"]["nearest_exemplar"]["origin"]
     service.remove_imported(other)
     assert ProjectModelStore.models(service.projects, other).version.endswith(".yolo_dinov2.base")
+
+    (here.videos / "second.mp4").unlink()
+    assert patterns(here).similar(project, "vehicle", limit=10)[0] == found  # nothing needs to be looked at again
 
 
 def test_thousand_events_make_two_jobs_at_most(two: tuple[Site, int, int, int], work: Work) -> None:

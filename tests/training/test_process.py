@@ -116,15 +116,6 @@ def test_a_training_that_was_killed_goes_on(data: Path, start: Path, tmp_path: P
     assert epochs[-1] == done["epochs"] == 4
 
 
-def test_it_ends_when_asked_to(data: Path, start: Path, tmp_path: Path) -> None:
-    seen: list[float] = []
-    plan = train_plan(data, start, tmp_path, args=LONG)
-    with pytest.raises(Interrupted):
-        run(plan, tmp_path, lambda event: seen.append(time.monotonic()), should_stop=lambda: len(seen) > 1)
-    assert time.monotonic() - seen[-1] < 120
-    assert trainings() == []
-
-
 def test_it_dies_with_its_parent(data: Path, start: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(train_plan(data, start, tmp_path / "run", args=LONG)))
@@ -170,23 +161,30 @@ def test_a_crash_comes_with_the_end_of_the_log(tmp_path: Path) -> None:
     assert "oh no" in caught.value.hint
 
 
-def test_it_pauses_before_its_next_batch_and_goes_on(data: Path, start: Path, tmp_path: Path) -> None:
-    paused, events = threading.Event(), queue.Queue[dict[str, Any]]()
+def test_it_pauses_before_its_next_batch_goes_on_and_ends_when_asked_to(
+    data: Path, start: Path, tmp_path: Path
+) -> None:
+    paused, stopped, events = threading.Event(), threading.Event(), queue.Queue[dict[str, Any]]()
     paused.set()
-    folder = tmp_path / "run"
     with TrainingProcess() as process, ThreadPoolExecutor(1) as pool:
-        done = pool.submit(
+        running = pool.submit(
             process.run,
-            train_plan(data, start, folder),
-            folder,
+            train_plan(data, start, tmp_path, args=LONG),
+            tmp_path,
             on_event=events.put,
-            should_stop=lambda: False,
+            should_stop=stopped.is_set,
             should_pause=paused.is_set,
         )
         try:
             assert events.get(timeout=900)["event"] == "start"
             with pytest.raises(queue.Empty):
                 events.get(timeout=3)
-        finally:
             paused.clear()
-        assert done.result(timeout=900)["epochs"] == 2
+            assert events.get(timeout=900)["event"] == "epoch"
+        finally:
+            stopped.set()
+        asked = time.monotonic()
+        with pytest.raises(Interrupted):
+            running.result(timeout=900)
+        assert time.monotonic() - asked < 120
+        assert trainings() == []
