@@ -46,7 +46,7 @@ def site(motion_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Site:
     """A project with an annotated task, and with one that nobody has annotated."""
     folder = tmp_path_factory.mktemp("videos")
     for number in range(3):
-        make_sample(folder / f"{number}.mp4", seconds=3.0, seed=number)
+        make_sample(folder / f"{number}.mp4", seconds=3.0, size=(640, 360), seed=number)
     demo = make_demo(motion_stack, folder / "0.mp4")
     wait_for_prediction(motion_stack, demo, tick=lambda: None)
     client = motion_stack.client()
