@@ -309,6 +309,8 @@ def test_both_languages_have_the_same_texts_with_the_same_values() -> None:
     for name, text in english.items():
         fields = [{field for _, field, _, _ in Formatter().parse(each) if field} for each in (text, korean[name])]
         assert fields[0] == fields[1], name
+        for form in f"{text}|{korean[name]}".split("|") if "|" in text + korean[name] else ():
+            assert "{" in form, f"{name}: | separates the forms for one and for several"
 
 
 @pytest.mark.parametrize(
