@@ -17,7 +17,7 @@ from datetime import datetime, timedelta, timezone
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from ml_backend.core.errors import BackendError, QueueUnavailable
 
@@ -34,14 +34,17 @@ SILENT_S, KEPT_S = 15.0, 300
 RETRY_S = 5.0
 #: Seconds for which a camera's next picture is waited for, and for which a request waits: slow machines make few.
 NEXT_S, PICTURE_S = 4.0, 5.0
-#: Cameras that are listed, characters of a text, and bytes of a picture: others than our own processes may write there.
-_MAX_CAMERAS, _MAX_TEXT, _MAX_PICTURE = 100, 500, 8 << 20
+#: Cameras that are listed, characters of a text, and bytes of a report and of a picture: others than our own processes
+#: may write there.
+_MAX_CAMERAS, _MAX_TEXT, _MAX_REPORT, _MAX_PICTURE = 100, 500, 256 << 10, 8 << 20
 _PREFIX = "video:camera:"
+#: Pattern of the keys of reports.
+_KEYS = _PREFIX + 16 * "[0-9a-f]"
 
 CameraState = Literal["connecting", "running", "lost", "ended", "silent"]
-_Text = Annotated[str, Field(max_length=_MAX_TEXT)]
-_Count = Annotated[int, Field(ge=0)]
-_Amount = Annotated[float, Field(ge=0)]
+_Text = Annotated[str, AfterValidator(lambda text: text[:_MAX_TEXT])]
+_Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+_Amount = Annotated[float, Field(ge=0, lt=1e12)]
 _Counts = Annotated[dict[_Text, _Count], Field(max_length=1000)]
 
 
@@ -87,7 +90,7 @@ class LiveCamera(_Facts):
     seen: Annotated[_Counts, Field(description="Objects since the start, by label.")]
     recorded: Annotated[Recording | None, Field(description="null: it is not recorded.")] = None
     tasks: Annotated[
-        list[Annotated[int, Field(ge=1)]],
+        list[Annotated[int, Field(ge=1, lt=1 << 53)]],
         Field(max_length=100, description="That its newest recordings became, newest last."),
     ]
 
@@ -102,10 +105,10 @@ class LiveCameras:
         """Return the cameras by name; one whose process is silent has the state ``silent``."""
         redis = self._queue.connection
         with self._queue.guard():
-            keys = list(islice(redis.scan_iter(f"{_PREFIX}*", count=1000, _type="STRING"), _MAX_CAMERAS))
+            keys = list(islice(redis.scan_iter(_KEYS, count=1000, _type="STRING"), _MAX_CAMERAS))
             pipeline = redis.pipeline(transaction=False)
             for key in keys:
-                pipeline.get(key)
+                pipeline.getrange(key, 0, _MAX_REPORT)
                 pipeline.pttl(key)
             told = pipeline.execute() if keys else []
         found = [self._parse(key.decode(), *told[2 * n : 2 * n + 2]) for n, key in enumerate(keys)]
@@ -133,8 +136,8 @@ class LiveCameras:
                         return data
         raise NoPicture("The camera shows nothing at the moment.", "Ask again in a few seconds.")
 
-    def _parse(self, key: str, report: bytes | None, ttl_ms: int) -> LiveCamera | None:
-        if report is None:  # forgotten meanwhile
+    def _parse(self, key: str, report: bytes, ttl_ms: int) -> LiveCamera | None:
+        if not report:  # forgotten meanwhile
             return None
         try:
             camera = LiveCamera.model_validate_json(report)
@@ -167,16 +170,16 @@ class CameraAnnouncer:
 
     def run(self, stopped: threading.Event) -> None:
         """Announce the camera until stopped; where Redis is away, again when it is back."""
-        announced = False
+        said = False
         while not stopped.is_set():
             try:
                 with self._queue.guard():
                     for _ in self._reports(stopped):
-                        announced = True
+                        said = False
             except QueueUnavailable as error:
-                if announced:
+                if not said:
                     log.warning("The control room does not see the cameras at the moment: %s", error)
-                announced = False
+                said = True
                 stopped.wait(RETRY_S)
         with suppress(QueueUnavailable), self._queue.guard():
             self._queue.connection.delete(self._key)
@@ -199,8 +202,7 @@ class CameraAnnouncer:
                     redis.publish(f"{self._key}:picture", jpeg)
 
     def _report(self) -> str:
-        told = {name: value[:_MAX_TEXT] if isinstance(value, str) else value for name, value in self._summary().items()}
-        return json.dumps(told | {"id": self._id})
+        return json.dumps({**self._summary(), "id": self._id})
 
 
 @contextmanager

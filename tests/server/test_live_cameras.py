@@ -8,7 +8,7 @@ from typing import Any
 from ml_backend.jobs.live_cameras import KEPT_S, SILENT_S
 from ml_backend.server.dashboard import texts
 from tests.builders import wait_for
-from tests.server.control import CAMERA, JPEG, Room, camera
+from tests.server.control import CAMERA, JPEG, RECORDED, Room, camera
 
 HTML = {"Accept": "text/html", "Sec-Fetch-Site": "none"}
 
@@ -68,7 +68,8 @@ def test_a_lost_camera_says_why_and_shows_no_old_picture(room: Room) -> None:
 
 
 def test_a_camera_without_a_new_picture(room: Room) -> None:
-    with camera(room, picture=b"") as number:
+    with camera(room, picture=b"", recorded=RECORDED | {"paused_because": "x" * 900}) as number:
+        assert listed(room)[0]["recorded"]["paused_because"] == "x" * 500
         assert "shows nothing" in room.get(f"/api/cameras/{number}/picture", 503)["detail"]
 
 
@@ -94,9 +95,19 @@ def test_what_is_no_camera_and_no_picture_is_not_passed_on(room: Room) -> None:
         report = json.loads(redis.get(key))
         name = key.decode().removesuffix(number)
         for count, wrong in enumerate(
-            ({}, {"id": "../../x"}, {"fps": float("nan")}, {"name": "x" * 9000}, {"now": {"a": -1}}, {"id": "f" * 16})
+            (
+                {},
+                {"id": "../../x"},
+                {"fps": float("nan")},
+                {"latency_s": 1e308},
+                {"received": 10**4000},
+                {"name": "x" * (1 << 20)},
+                {"now": {"a": -1}},
+                {"id": "f" * 16},
+            )
         ):
             redis.set(f"{name}{count:016x}", json.dumps({"id": f"{count:016x}"} | (report if wrong else {}) | wrong))
-        redis.set(f"{name}{9:016x}", b"\xff no json")
-        redis.lpush(f"{name}{10:016x}", "a list")
+        redis.set(f"{name}{20:016x}", b"\xff no json")
+        redis.set(name.encode() + b"\xff" * 16, "no id")
+        redis.lpush(f"{name}{21:016x}", "a list")
         assert [found.id for found in room.services.live_cameras.cameras()] == [number]
