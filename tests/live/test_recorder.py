@@ -109,12 +109,13 @@ def test_a_folder_that_cannot_be_written_ends_recording_only(
 def test_recordings_become_tasks(clip: Path, config: Path, tmp_path: Path, label_studio: Any) -> None:
     project = label_studio.client().create_project("cameras", label_config("thing"))
     service = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.token}
-    recording = ("--record", "recordings", "--record-when", "all", "--project", project)
+    recording = ("--record", "recordings", "--record-when", "all", "--record-minutes", "inf", "--project", project)
     arguments = (clip, "--config", config, "--detector", "motion", "--port", 0, *recording)
     done = run_command("live", *arguments, cwd=tmp_path, **service)
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout.splitlines()[-1])["cameras"]
     assert found["recorded"]["videos"] >= 1
+    assert found["recorded"]["budget_s"] == 24 * 3600, "pages and Redis are told numbers only"
     tasks = list(label_studio.client().list_task_states(project))
     assert len(tasks) == found["recorded"]["videos"] == done.stderr.count("imported Tür-1-mp4-1-")
 

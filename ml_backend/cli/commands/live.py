@@ -32,6 +32,7 @@ from ml_backend.live.source import LiveSource
 
 #: Seconds between two looks at whether the cameras still run.
 POLL_S = 0.2
+MINUTES_A_DAY = 1440.0
 #: Newest recordings whose tasks are known.
 IMPORTED = 1000
 
@@ -89,7 +90,8 @@ def main(
     wanted = None
     if record is not None:
         when = frozenset(record_when or (() if record_label else ("new", "uncertain")))
-        wanted = RecordOptions(record, when, frozenset(record_label), 60 * record_minutes, 1e9 * record_gb)
+        minutes = min(MINUTES_A_DAY, record_minutes)  # JSON has no infinity
+        wanted = RecordOptions(record, when, frozenset(record_label), 60 * minutes, 1e9 * record_gb)
     settings = model_settings(weights, mode, detector)
     sources = sources or tuple(settings.live_cameras.get_secret_value().split())
     if not sources:
@@ -144,7 +146,7 @@ def main(
 def _facts(cameras: Cameras, number: int, project: int | None, imported: deque[tuple[Path, int]]) -> dict[str, Any]:
     """Return what the control room shows of a camera, from 0."""
     facts = cameras.summary(number)
-    newest = list(cameras.recorders[number].newest) if cameras.recorders else []
+    newest = set(cameras.recorders[number].newest.copy()) if cameras.recorders else set()
     tasks = [task for path, task in list(imported) if path in newest]
     return facts | {"name": facts["camera"], "host": socket.gethostname(), "project": project, "tasks": tasks}
 
