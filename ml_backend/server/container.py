@@ -32,7 +32,7 @@ class WebContainer(Container):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, redis_timeout=1.0)
         self.downloads = Slots(DOWNLOADS, "downloads")
-        self.pictures = Slots(PICTURES, "people who watch cameras")
+        self.pictures = Slots(PICTURES, "pictures of cameras being sent")
         # Created eagerly, so that an unusable database fails at startup and concurrent first requests do not create
         # duplicates. None of these connects to Redis or Label Studio.
         _ = self.storage, self.queue, self.projects, self.metrics, self.webhooks, self.prediction_service

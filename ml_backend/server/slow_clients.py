@@ -14,11 +14,11 @@ from flask import Flask, Response, g, request
 from ml_backend.core.errors import BackendError
 
 #: Threads of the web process.
-THREADS = 96
+THREADS = 104
 #: Of these, as many at most receive uploads, receive other long bodies, send files, wait for jobs, for drawn boxes, and
-#: for the next picture of a camera.
+#: for the next picture of a camera, which they send, too.
 #: The others are for requests that need milliseconds, such as webhooks, for which Label Studio waits a second.
-UPLOADS, BODIES, DOWNLOADS, WAITS, DRAWINGS, PICTURES = 8, 8, 24, 16, 16, 8
+UPLOADS, BODIES, DOWNLOADS, WAITS, DRAWINGS, PICTURES = 8, 8, 24, 16, 16, 16
 #: Bodies of up to so many bytes are received before a thread begins with their request.
 BUFFERED_BYTES = 256 << 10
 #: Seconds after which a client that neither sends nor receives is given up.
@@ -144,15 +144,34 @@ def bound_bodies(app: Flask) -> None:
             kind.release()
 
 
-def release_when_sent(response: Response, slots: Slots) -> None:
-    """Release a slot once a file has been sent, or its client is gone: when the server closes the file."""
-    file: Any = response.response
-    close, released = file.close, threading.Event()
+def send(slots: Slots, make: Callable[[], Response]) -> Response:
+    """Return an answer that is made, and sent, with a slot: until the server closes it, so if its client is gone.
 
-    def close_and_release() -> None:
-        close()
+    Raises:
+        Busy: no slot is free.
+    """
+    slots.take()
+    try:
+        response = make()
+    except BaseException:
+        slots.release()
+        raise
+    released = threading.Event()
+
+    def release() -> None:
         if not released.is_set():
             released.set()
             slots.release()
 
+    if not response.direct_passthrough:
+        response.call_on_close(release)
+        return response
+    file: Any = response.response  # of such an answer the server closes only this
+    close = file.close
+
+    def close_and_release() -> None:
+        close()
+        release()
+
     file.close = close_and_release
+    return response

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_backend.jobs.live_cameras import KEPT_S, SILENT_S
 from ml_backend.server.dashboard import texts
+from ml_backend.server.slow_clients import PICTURES
 from tests.builders import wait_for
 from tests.server.control import CAMERA, JPEG, RECORDED, Room, camera
 
@@ -30,15 +31,29 @@ def test_a_camera_that_runs_is_listed_until_it_ends(room: Room) -> None:
         (found,) = listed(room)
         assert found == CAMERA | {"id": number, "since": "2020-03-01T08:30:00Z"}
         for _ in range(2):
-            answer = room.client.get(f"/api/cameras/{number}/picture?number=3")
-            room.check("GET", f"/api/cameras/{number}/picture", answer)
-            assert (answer.status_code, answer.data) == (200, JPEG)
-            assert answer.headers["Cache-Control"] == "no-store"
+            with room.client.get(f"/api/cameras/{number}/picture?number=3") as answer:
+                room.check("GET", f"/api/cameras/{number}/picture", answer)
+                assert (answer.status_code, answer.data) == (200, JPEG)
+                assert answer.headers["Cache-Control"] == "no-store"
         foreign = room.client.get(f"/api/cameras/{number}/picture", headers={"Sec-Fetch-Site": "cross-site"})
         assert foreign.status_code == 403, "nor on pages of other sites"
         assert room.client.get("/ui/live?project=7").get_json()["cameras"] != before, "open pages reload their list"
     wait_for(lambda: listed(room) == [], what="its end")
     room.get(f"/api/cameras/{number}/picture", 404)
+
+
+def test_a_picture_takes_a_slot_until_it_is_sent(room: Room) -> None:
+    """Those who read slowly cost the other requests no threads."""
+    with camera(room) as number:
+        path = f"/api/cameras/{number}/picture"
+        sent = [room.client.get(path) for _ in range(PICTURES)]
+        assert {answer.status_code for answer in sent} == {200}
+        room.get(path, 503)
+        for answer in sent:
+            answer.close()
+        with room.client.get(path) as answer:
+            assert answer.data == JPEG
+            assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
 
 
 def test_the_page_says_what_a_camera_does(room: Room) -> None:

@@ -49,7 +49,7 @@ from ml_backend.server.api.docs_page import docs_context
 from ml_backend.server.api.routing import document, route
 from ml_backend.server.problems import Unknown
 from ml_backend.server.protocol import services
-from ml_backend.server.slow_clients import release_when_sent
+from ml_backend.server.slow_clients import send
 
 if TYPE_CHECKING:
     from ml_backend.jobs.services.reviews import VideoTracks
@@ -687,20 +687,8 @@ def download(filename: requests.FileName) -> Response:
 
 
 def _send_file(path: Path) -> Response:
-    """Send a generated file, or the range of it that is asked for.
-
-    Raises:
-        Busy: too many files are being sent.
-    """
-    slots = services().downloads
-    slots.take()
-    try:
-        response = _file_response(path)
-    except BaseException:
-        slots.release()
-        raise
-    release_when_sent(response, slots)
-    return response
+    """Send a generated file, or the range of it that is asked for."""
+    return send(services().downloads, partial(_file_response, path))
 
 
 def _file_response(path: Path) -> Response:
@@ -1234,8 +1222,14 @@ def camera_picture(query: requests.ShowCamera, camera: requests.CameraId) -> Res
         raise Unknown("There is no such camera.", "It has a new id after each start: GET /api/cameras lists them.")
     if found.state != "running":
         raise NoPicture("The camera does not run at the moment.", "Ask again when its state is running.")
-    with container.pictures.taken():
-        return Response(container.live_cameras.next_picture(camera), content_type="image/jpeg")
+    return send(container.pictures, partial(_picture_response, container, camera))
+
+
+def _picture_response(container: WebContainer, camera: str) -> Response:
+    response = Response(container.live_cameras.next_picture(camera), content_type="image/jpeg")
+    # By plain HTTP, a request of another site's page that hides its referrer looks like that of a program.
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    return response
 
 
 @route("GET", "/audit", "Access", role="admin")

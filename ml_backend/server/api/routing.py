@@ -43,7 +43,8 @@ class Route:
         path: Flask URL rule below ``/api``.
         statuses: success statuses; with several, the handler returns one with its content.
         errors: error statuses beside the common ones.
-        starts_job: whether a GET may start a job; if so, cross-site requests are rejected.
+        starts_job: whether a GET may start a job, or make a camera's process work; if so, cross-site requests are
+            rejected.
         form: model of a multipart body, which the handler reads itself.
         media: media types of the response.
         headers: request headers that the handler reads.

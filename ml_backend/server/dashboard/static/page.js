@@ -388,23 +388,28 @@ function local(root) {
 document.addEventListener("htmx:afterSwap", (event) => local(event.detail.target));
 local(document);
 
-// -- cameras: one picture after the other, of those in sight
+// -- cameras: one picture after the other, of those in sight; few at once, as other requests need connections, too
 
-const awaited = new WeakSet();
+const awaited = new WeakSet(), loading = new Set();
 function nextPicture(image, after) {
   if (awaited.has(image)) return;
   awaited.add(image);
   setTimeout(() => {
     awaited.delete(image);
     if (!image.isConnected) return;
+    for (const other of loading) if (!other.isConnected) loading.delete(other);
     const { top, bottom } = image.getBoundingClientRect();
     if (document.hidden || bottom < 0 || top > innerHeight) return nextPicture(image, 1000);
+    if (loading.size >= 4) return nextPicture(image, 100);
+    loading.add(image);
     image.loading = "eager"; // one that is loaded lazily is blank meanwhile
     image.src = `${image.src.split("?")[0]}?number=${Date.now() % 1e9}`;
   }, after);
 }
 for (const [event, pause] of [["load", 50], ["error", 2000]])
   document.addEventListener(event, ({ target }) => {
-    if (target.matches?.("img[data-picture]")) nextPicture(target, pause);
+    if (!target.matches?.("img[data-picture]")) return;
+    loading.delete(target);
+    nextPicture(target, pause);
   }, true);
 for (const image of document.querySelectorAll("img[data-picture]")) if (image.complete) nextPicture(image, 50);
