@@ -257,7 +257,7 @@ def test_cameras(
     config = tmp_path / "config.xml"
     config.write_text(label_config("thing"))
     page.goto(site.step("live"))
-    page.get_by_text("No camera runs.").wait_for()
+    page.get_by_text("No camera is running.").wait_for()
     page.locator("#live.on").wait_for()
     source = LiveSource(str(make_clip(tmp_path / "street.mp4")), repeat=True)
     chosen = settings(detector="motion", redis_url=motion_stack.redis_url)
@@ -272,7 +272,7 @@ def test_cameras(
             page.wait_for_function("() => document.querySelector('.camera img')?.naturalWidth === 320")
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             assert faults(page) == []
-    page.get_by_text("No camera runs.").wait_for()
+    page.get_by_text("No camera is running.").wait_for()
     page.close()
     assert complaints == []
 

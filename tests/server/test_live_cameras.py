@@ -76,7 +76,7 @@ def test_a_lost_camera_says_why_and_shows_no_old_picture(room: Room) -> None:
     with camera(room, state="lost", error="It does not answer <b>", name="<script>x</script>") as number:
         shown = part(room)
         assert "It does not answer &lt;b&gt;" in shown
-        assert "lost, being connected again" in shown
+        assert "lost, reconnecting" in shown
         assert "<script>x" not in shown
         assert "<img" not in shown
         assert "does not run" in room.get(f"/api/cameras/{number}/picture", 503)["detail"]
@@ -96,7 +96,7 @@ def test_a_process_that_was_killed_is_silent_and_then_forgotten(room: Room) -> N
     redis.set(key, report, ex=KEPT_S - int(SILENT_S) - 60)
     silent = wait_for(lambda: [item for item in listed(room) if item["state"] == "silent"], what="the silence")
     assert silent[0]["since"] > "2020-03-01T09"
-    assert "its process has told nothing" in part(room)
+    assert "no news from its process" in part(room)
     redis.set(key, report, px=1)
     wait_for(lambda: listed(room) == [], what="its end")
 
