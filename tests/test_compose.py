@@ -266,8 +266,8 @@ def test_workers_can_be_multiplied(filled: dict[str, str]) -> None:
 
 def test_the_gpu_file_only_adds_to_those_that_use_it() -> None:
     services = load(FILES[1])["services"]
-    assert {name for name, service in services.items() if "deploy" in service} == {"worker", "trainer"}
-    for name in ("worker", "trainer"):
+    assert {name for name, service in services.items() if "deploy" in service} == {"worker", "trainer", "cameras"}
+    for name in ("worker", "trainer", "cameras"):
         (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
         assert device["capabilities"] == ["gpu"]
 
