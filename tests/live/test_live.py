@@ -405,8 +405,10 @@ def test_the_control_room_is_told(
 
     def watch() -> None:
         try:
-            (found,) = wait_for(lambda: [c for c in told.cameras() if c.seen and c.state == "running"], what="a camera")
-            assert (found.name, found.project, found.recorded, found.tasks) == ("street.mp4", None, None, [])
+            wait_for(lambda: [c for c in told.cameras() if c.name == "street.mp4 (2)"], what="the second camera")
+            found = wait_for(lambda: [c for c in told.cameras() if c.seen and c.state == "running"], what="a camera")[0]
+            assert found.name in ("street.mp4 (1)", "street.mp4 (2)"), "equal names can be told apart"
+            assert (found.project, found.recorded, found.tasks) == (None, None, [])
             assert found.latency_s > 0
             while not pictures:
                 with contextlib.suppress(NoPicture):
@@ -418,7 +420,7 @@ def test_the_control_room_is_told(
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch)
         arguments = ("--config", config, "--detector", "motion", "--repeat", "--seconds", 900, "--port", 0)
-        done = run_command("live", *arguments, cwd=tmp_path, LIVE_CAMERAS=str(clip), REDIS_URL=redis_url)
+        done = run_command("live", *arguments, cwd=tmp_path, LIVE_CAMERAS=f"{clip} {clip}", REDIS_URL=redis_url)
         watching.result()
     assert done.returncode == 0, done.stderr
     assert cv2.imdecode(np.frombuffer(pictures[0], np.uint8), cv2.IMREAD_COLOR).shape == (240, 320, 3)

@@ -146,9 +146,12 @@ def main(
 def _facts(cameras: Cameras, number: int, project: int | None, imported: deque[tuple[Path, int]]) -> dict[str, Any]:
     """Return what the control room shows of a camera, from 0."""
     facts = cameras.summary(number)
+    names = [session.source.name for session in cameras.sessions]
+    # The channels of a recorder may differ in the query only, which is not shown as it may have a password.
+    name = names[number] if names.count(names[number]) == 1 else f"{names[number]} ({number + 1})"
     newest = set(cameras.recorders[number].newest.copy()) if cameras.recorders else set()
     tasks = [task for path, task in list(imported) if path in newest]
-    return facts | {"name": facts["camera"], "host": socket.gethostname(), "project": project, "tasks": tasks}
+    return facts | {"name": name, "host": socket.gethostname(), "project": project, "tasks": tasks}
 
 
 @contextmanager
