@@ -389,14 +389,16 @@ def _seen_again(evidence: Evidence) -> Iterator[tuple[Track, Track]]:
     """
     fps = evidence.video.fps
     tracks = [track for track in evidence.video.tracks if track.track_id in evidence.views]
+    if not tracks:
+        return
     begin, end = (np.array([track.frames[row] for track in tracks], np.int64) for row in (0, -1))
     gaps_s = (begin[None] - end[:, None]) / fps
-    alike = np.full(gaps_s.shape, -np.inf)
-    for i, j in np.argwhere((gaps_s > 0) & (gaps_s <= AGAIN_S)).tolist():
-        if tracks[i].label == tracks[j].label:
-            likeness_ij = _likeness_across(evidence, tracks[i], tracks[j])
-            alike[i, j] = -np.inf if likeness_ij is None else likeness_ij
-    for i, j in np.argwhere(alike >= ALIKE).tolist():
+    labels = np.array([track.label for track in tracks], object)
+    possible = (gaps_s > 0) & (gaps_s <= AGAIN_S) & (labels[:, None] == labels[None])
+    # All at once: a crowd has too many pairs to compare one by one. Likeness to a track without views there is NaN.
+    late, early = (np.stack([_mean_view(evidence, track, last=last) for track in tracks]) for last in (True, False))
+    alike = np.where(possible, np.nan_to_num(late @ early.T, nan=-np.inf), -np.inf)
+    for i, j in np.argwhere(alike == alike.max(axis=1, keepdims=True, initial=ALIKE)).tolist():
         others = np.concatenate([np.delete(alike[i], j), np.delete(alike[:, j], i)])
         distance = apart(tracks[i].xyxy[-1].astype(np.float64), tracks[j].xyxy[0].astype(np.float64))
         if alike[i, j] - others.max(initial=-np.inf) >= DISTINCT and distance <= FITS + REACH_PER_S * gaps_s[i, j]:
@@ -419,12 +421,15 @@ def _ends(track: Track, count: int) -> Tracklet:
 
 def _likeness_across(evidence: Evidence, a: Track, b: Track) -> float | None:
     """Return how alike the last views of one track and the first of another are; ``None`` if there are none."""
-    before, after = evidence.views.get(a.track_id), evidence.views.get(b.track_id)
-    if before is None or after is None:
+    if a.track_id not in evidence.views or b.track_id not in evidence.views:
         return None
-    reach = VIEWS_S * evidence.video.fps
-    late = int(np.searchsorted(before.frames, a.frames[-1] - reach))
-    early = int(np.searchsorted(after.frames, b.frames[0] + reach, side="right"))
-    if late == len(before.frames) or not early:
-        return None
-    return likeness(before.unit[late:], after.unit[:early])
+    alike = float(_mean_view(evidence, a, last=True) @ _mean_view(evidence, b, last=False))
+    return None if np.isnan(alike) else alike
+
+
+def _mean_view(evidence: Evidence, track: Track, *, last: bool) -> Float64Array:
+    """Return the mean ``(d,)`` of a track's last views, or its first ones; NaN without any so near to that end."""
+    views, reach = evidence.views[track.track_id], VIEWS_S * evidence.video.fps
+    near = views.frames >= track.frames[-1] - reach if last else views.frames <= track.frames[0] + reach
+    mean: Float64Array = views.unit[near].mean(axis=0) if near.any() else np.full(views.unit.shape[1], np.nan)
+    return mean

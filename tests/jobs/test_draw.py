@@ -117,6 +117,16 @@ def test_the_tracks_before_and_after_an_occlusion_are_one_objects(container: Con
     assert [len(track.frames) for track in stored_tracks(container, [before, after], drawn_at=out_of_reach)] == [16]
 
 
+def test_tracks_are_known_without_the_embedder_and_whatever_is_asked(
+    container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DINOV2_MODEL", "/nowhere")
+    get_settings.cache_clear()
+    container = Container(get_settings())
+    assert len(stored_tracks(container, [record(1, drawn(1))])) == 1
+    assert stored_tracks(container, [record(1, drawn(1))], drawn_at=10**400) == []
+
+
 def record(number: int, region: dict[str, Any], **changes: Any) -> TrackRecord:
     """Return a stored track with the keyframes of a region."""
     value = {**{key: region["value"][key] for key in ("framesCount", "duration", "sequence")}, **changes}
