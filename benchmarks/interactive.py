@@ -134,7 +134,7 @@ def measure_people(video: Path, weights: Path) -> dict[str, float]:
 def measure_following(video: Path, weights: Path) -> dict[str, dict[str, float]]:
     info = probe(video)
     truth = [track for track in find_tracks(video, weights, 1) if len(track) >= MIN_LIFE_S * info.fps]
-    known = [KnownTrack(track.frames, track.xyxy.astype(np.float64)) for track in find_tracks(video, weights, 3)]
+    _, known = predicted_tracks(video, weights)
     started = time.perf_counter()
     frames = ReducedFrames(video, info)
     for index in range(0, info.frames, BLOCK):
@@ -177,18 +177,9 @@ def measure_occluded(video: Path, weights: Path) -> dict[str, dict[str, float]]:
         with tempfile.TemporaryDirectory() as folder:
             occluded = Path(folder) / "occluded.mp4"
             _draw_pillar(video, occluded, x1, x2)
-            tracks = [replace(track, label=track.top_class) for track in find_tracks(occluded, weights, 3)]
-            seen = ReviewVideo(
-                tracks, info.fps, info.width, info.height, info.frames, crops=_embedded(tracks, occluded, info)
-            )
             frames = ReducedFrames(occluded, probe(occluded))
-            for name, known in zip(scores, (tracks, joined_lives(seen)), strict=True):
-                follower = Follower(
-                    frames,
-                    (info.width, info.height),
-                    info.fps,
-                    [KnownTrack(track.frames, track.xyxy.astype(np.float64)) for track in known],
-                )
+            for name, known in zip(scores, predicted_tracks(occluded, weights), strict=True):
+                follower = Follower(frames, (info.width, info.height), info.fps, known)
                 for track in truth:
                     if (rows := _clear_of(track, x1, x2, info.fps)) is not None:
                         scores[name].append(_follow_past(follower, track, *rows, info.frames))
@@ -208,6 +199,19 @@ def _draw_pillar(video: Path, target: Path, x1: int, x2: int) -> None:
             image = frame.image.copy()
             image[:, x1:x2] = (90, 100, 95)
             writer.write(image)
+
+
+def predicted_tracks(video: Path, weights: Path) -> tuple[list[KnownTrack], list[KnownTrack]]:
+    """Return the tracks of the default settings, as they are and as they are joined for drawn boxes."""
+    info = probe(video)
+    tracks = [replace(track, label=track.top_class) for track in find_tracks(video, weights, 3)]
+    crops = _embedded(tracks, video, info)
+    seen = ReviewVideo(tracks, info.fps, info.width, info.height, info.frames, crops=crops)
+    plain, joined = (
+        [KnownTrack(track.frames, track.xyxy.astype(np.float64)) for track in kind]
+        for kind in (tracks, joined_lives(seen))
+    )
+    return plain, joined
 
 
 def _embedded(tracks: Sequence[Track], video: Path, info: VideoInfo) -> list[CropEmbedding]:

@@ -38,12 +38,13 @@ MAX_THUMBNAILS = 200
 def init_models(context: JobContext, project_id: int) -> dict[str, Any]:
     """Load the models that a project's next prediction needs; they stay loaded while memory allows."""
     from ml_backend.detectors.loading import yolo_detector
+    from ml_backend.inference.text_detector import use_text_detector
 
     models = context.container.projects.models(project_id, download=True)
     classifier = models.classifier
     loaded = []
     resolved = [model for model in (classifier.embedder, classifier.clip) if model]
-    report, total = context.step("loading"), len(resolved) + 1
+    report, total = context.step("loading"), len(resolved) + (2 if classifier.text_detector else 1)
     if models.detector.kind == "yolo":
         with yolo_detector(models.detector, context.settings):
             loaded.append(models.detector.name)
@@ -52,6 +53,10 @@ def init_models(context: JobContext, project_id: int) -> dict[str, Any]:
         with use_embedder(model, context.settings):
             loaded.append(model.name)
         report(done, total)
+    if classifier.text_detector:
+        with use_text_detector(classifier.text_detector, context.settings):
+            loaded.append(classifier.text_detector.name)
+        report(total, total)
     notes = [note for note in (models.detector.note, *classifier.notes) if note]
     return {"loaded": loaded, "mode": models.mode, "model_version": models.version, "notes": notes}
 

@@ -94,6 +94,11 @@ class ApiQueue:
         name = similar_name(project_id, label, limit, safe)
         return self._request("find_similar", [project_id, label, limit, safe], name)
 
+    def text_search(self, project_id: int, phrase: str, tasks: Sequence[int], frames: int) -> Job:
+        self._lister.check(project_id, tasks)
+        name = text_search_name(project_id, phrase, tasks, frames)
+        return self._request("search_text", [project_id, phrase, list(tasks), frames], name, "search_text")
+
     def agreement(self, project_id: int, *, model: bool) -> Job:
         return self._request("measure_agreement", [project_id, model], agreement_name(project_id, model))
 
@@ -141,6 +146,10 @@ def next_name(project_id: int, segments: int, minutes: int) -> str:
 
 def similar_name(project_id: int, label: str, limit: int, safe: bool) -> str:
     return f"similar-{project_id}-{digest(label, limit, safe)}"
+
+
+def text_search_name(project_id: int, phrase: str, tasks: Sequence[int], frames: int) -> str:
+    return f"text-{project_id}-{digest(phrase, list(tasks), frames)}"
 
 
 def data_url(jpeg: bytes) -> str | None:

@@ -39,6 +39,7 @@ JOB_MODULES = {
             "find_similar",
             "measure_agreement",
         ),
+        "search_text": ("search_text",),
         "annotate_next": ("choose_next", "order_tasks"),
         "review": ("review", "render_moment", "render_frames"),
         "api_file_jobs": ("render_video", "render_custom_video", "export_project"),

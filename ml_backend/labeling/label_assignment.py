@@ -111,8 +111,13 @@ class DetectorLabels:
     def votes(self, class_scores: Mapping[str, float]) -> dict[str | tuple[str], float]:
         """Return the sum of votes by label, or by ``(class,)`` for classes without a label."""
         votes: dict[str | tuple[str], float] = {}
+        labels = {name: self._mapper.map(name) for name in class_scores}
+        # What moves may be anything: a class that was found by text says more than that it moves.
+        named = self._default is not None and any(labels.values())
         for name, score in class_scores.items():
-            label = self._mapper.map(name)
+            label = labels[name]
+            if label is None and named:
+                continue
             if label is None:
                 label = self._default
             # Classes without a label count: a track that is mostly a chair must not become a person.

@@ -43,8 +43,6 @@ TRACKER_FPS = 15.0
 MEASURED_FRAMES = 600
 #: Score below which a track is uncertain, and its age in seconds from which that counts: until then few crops tell.
 UNCERTAIN, SURE_AFTER_S = 0.5, 1.0
-#: Seconds for which pictures are made after somebody has asked for one.
-WATCHED_S = 5.0
 JPEG_QUALITY = 80
 #: Seconds in which it is noticed that the camera, or the person, has ended.
 POLL_S = 0.5
@@ -118,7 +116,7 @@ class LiveSession:
     def __init__(self, number: int, source: LiveSource, models: LiveModels) -> None:
         self.number, self.source, self._models = number, source, models
         self.error, self._failed_at, self.frames_processed = "", 0.0, 0
-        self._watched = float("-inf")
+        self._waiting = 0  # requests for a picture
         self._tracks: dict[int, LiveTrack] = {}
         self._ended: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=MEASURED_FRAMES)
@@ -145,9 +143,11 @@ class LiveSession:
     def next_picture(self, timeout_s: float) -> bytes:
         """Return the next picture as JPEG; empty if none comes in time."""
         with self._changed:
-            self._watched = time.monotonic()
             number = self._pictures
-            return self._jpeg if self._changed.wait_for(lambda: self._pictures > number, timeout_s) else b""
+            self._waiting += 1
+            made = self._changed.wait_for(lambda: self._pictures > number, timeout_s)
+            self._waiting -= 1
+            return self._jpeg if made else b""
 
     def recording_reasons(self) -> tuple[frozenset[str], frozenset[str]]:
         """Return what is worth recording in the newest picture.
@@ -210,7 +210,7 @@ class LiveSession:
                 (found,) = detector.detect([frame.image])
             features = extractor.extract(index, found, shrink_frame(frame.image), (shape[1], shape[0]))
             self._update(frame, tracker.update(features), detector.names)
-            if time.monotonic() - self._watched < WATCHED_S:
+            if self._waiting:  # nobody else sees it
                 self._publish(frame)
             now = time.monotonic()
             self.frames_processed += 1

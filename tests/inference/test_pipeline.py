@@ -61,6 +61,8 @@ def test_class_agnostic_tracks_are_kept() -> None:
     assert labels("person", classes={0: "object"}, agnostic=True)(one) == "person"
     assert labels("person", "car", classes={0: "object"}, agnostic=True)(one) == UNLABELLED  # a person chooses
     assert labels("person", "thing", classes={0: "object"}, agnostic=True, thing="object")(one) == "thing"
+    found_by_text = {"object": 5.0, "vest": 1.0}
+    assert labels("person", "vest", classes={0: "object", 1: "vest"}, agnostic=True)(found_by_text) == "vest"
 
 
 def test_shares_of_votes() -> None:

@@ -213,6 +213,7 @@ def test_every_mode_has_its_models(
         "yolo_dinov2": (True, False),
         "yolo_clip": (False, True),
         "universal": (True, True),
+        "open_vocabulary": (True, False),
     }
 
 

@@ -16,7 +16,7 @@ import pytest
 from markupsafe import Markup
 
 from ml_backend.core.outputs import OutputFacts
-from ml_backend.core.settings import Settings
+from ml_backend.core.settings import Mode, Settings
 from ml_backend.core.types import UNLABELLED
 from ml_backend.embeddings.crop_embeddings import CropEmbedding
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar
@@ -309,6 +309,8 @@ def test_both_languages_have_the_same_texts_with_the_same_values() -> None:
     for name, text in english.items():
         fields = [{field for _, field, _, _ in Formatter().parse(each) if field} for each in (text, korean[name])]
         assert fields[0] == fields[1], name
+        for form in f"{text}|{korean[name]}".split("|") if "|" in text + korean[name] else ():
+            assert "{" in form, f"{name}: | separates the forms for one and for several"
 
 
 @pytest.mark.parametrize(
@@ -690,4 +692,4 @@ def test_of_many_versions_the_page_reads_what_it_shows(auto: Room, tmp_path: Pat
     assert 'id="use-v2"' not in text
     assert "v21" in text
     choices = page(auto, "/ui/part/mode?project=7")
-    assert choices.count("<option") == 4 + 22 + 1, "any version can be chosen"
+    assert choices.count("<option") == len(get_args(Mode)) + 22 + 1, "any version can be chosen"

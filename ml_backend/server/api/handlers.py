@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from threading import Condition
 from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import quoteattr
 
 from cachetools import LRUCache, TTLCache, cached
 from flask import Response, jsonify, render_template, request, send_file
@@ -25,7 +26,15 @@ from ml_backend.core.files import SPARE_BYTES, free_bytes
 from ml_backend.core.outputs import Output, OutputFacts, project_of
 from ml_backend.datasets.formats import MASK_FORMATS
 from ml_backend.embeddings.hub import resolve_segmenter
-from ml_backend.jobs.api_queue import agreement_name, data_url, next_name, patterns_name, similar_name, stats_name
+from ml_backend.jobs.api_queue import (
+    agreement_name,
+    data_url,
+    next_name,
+    patterns_name,
+    similar_name,
+    stats_name,
+    text_search_name,
+)
 from ml_backend.jobs.job_list import FAILED
 from ml_backend.jobs.live_cameras import LiveCamera, NoPicture
 from ml_backend.jobs.queue import TRACKER_NOTE, clip_job, frames_job
@@ -159,6 +168,7 @@ def _models(container: WebContainer, project: int | None, state: Mapping[str, An
         "precision": ", ".join(merged["precision"]) or None,
         "embedder": classifier.embedder.name if classifier.embedder else None,
         "clip": classifier.clip.name if classifier.clip else None,
+        "text_detector": classifier.text_detector.name if classifier.text_detector else None,
         "version": models.trained.name if models.trained else BASE,
         "model_version": models.version,
         "notes": [n for n in (models.detector.note, *merged["note"], *classifier.notes, *state["notes"]) if n],
@@ -337,7 +347,9 @@ def similar(query: requests.FindSimilar) -> tuple[responses.SimilarTracks, int]:
     if query.label not in counts:
         container.lister.check(query.project)
     if embedder is None:
-        raise ConfigError("The project's mode learns no patterns.", "Switch to yolo_dinov2 or universal.")
+        raise ConfigError(
+            "The project's mode learns no patterns.", "Switch to yolo_dinov2, universal or open_vocabulary."
+        )
     if query.label not in counts:
         learned = ", ".join(filter(None, counts)) or "none yet"
         raise ConfigError(
@@ -358,6 +370,36 @@ def similar(query: requests.FindSimilar) -> tuple[responses.SimilarTracks, int]:
         "skipped": result.get("skipped", []),
         "job": job,
     }, 202 if job else 200
+
+
+@route("GET", "/text_search", "Learn", 200, 202, starts_job=True)
+def search_text(query: requests.SearchText) -> tuple[responses.TextSearch, int]:
+    """Find by text.
+
+    What the text detector (`OPEN_VOCABULARY_MODEL`) finds for a phrase on evenly spaced frames of tasks. A job
+    searches, once and then whenever `fresh` is asked for: ask again when it has ended. Predictions find it once the
+    label config has a label with the phrase as its `prompt`.
+    """
+    container = services()
+    arguments = (query.project, query.phrase, query.task_ids, query.frames)
+    created_at, result, job = _job_result(
+        text_search_name(*arguments),
+        lambda: container.api_queue.text_search(*arguments),
+        max_age_s=math.inf,
+        refresh=query.fresh,
+    )
+    name = query.phrase.split("|")[0].strip() or query.phrase
+    return {
+        "project": query.project,
+        "phrase": query.phrase,
+        "found_at": _iso(created_at),
+        "model": result.get("model"),
+        "conf": result.get("conf"),
+        "frames": result.get("frames", []),
+        "label": f"<Label value={quoteattr(name)} prompt={quoteattr(query.phrase)}/>",
+        "skipped": result.get("skipped", []),
+        "job": job,
+    }, 200 if created_at else 202
 
 
 @route("POST", "/similar", "Learn", errors=(422,), role="annotator")

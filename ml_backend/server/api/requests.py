@@ -44,6 +44,16 @@ def _allowed(text: str) -> WrapValidator:
 _Whole = BeforeValidator(_whole)
 ProjectId = Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the Label Studio project.", examples=[1]), _Whole]
 TaskId = Annotated[int, Field(ge=1, lt=1 << 31, description="Id of the Label Studio task.", examples=[1]), _Whole]
+#: Several tasks in an address.
+TaskList = Annotated[
+    str,
+    Field(
+        pattern="^[1-9][0-9]{0,8}(,[1-9][0-9]{0,8}){0,9}$",
+        description="Ids of up to ten tasks, separated by commas; by default the four newest tasks.",
+        examples=["1,2"],
+    ),
+    _allowed("Input should be ids of up to ten tasks, separated by commas"),
+]
 VersionName = Annotated[
     str,
     Field(
@@ -235,6 +245,29 @@ class FindSimilar(OfProject):
     label: LabelName
     limit: Annotated[int, Field(ge=1, le=500, description="Maximum number of results.")] = 50
     safe: Annotated[bool, Field(description="Only tracks similar enough to be labelled without review.")] = False
+
+
+class SearchText(OfProject):
+    """A phrase that frames of a project are searched for."""
+
+    phrase: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=200,
+            pattern=r"^[^\x00]*[^\x00\s|][^\x00]*$",
+            description="What is searched for, or several descriptions of it, separated by |.",
+            examples=["yellow safety vest|high-visibility jacket"],
+        ),
+    ]
+    tasks: TaskList | None = None
+    frames: Annotated[int, Field(ge=1, le=48, description="Number of frames, of all videos together.")] = 12
+    fresh: Annotated[bool, Field(description="Search again.")] = False
+
+    @property
+    def task_ids(self) -> list[int]:
+        """The tasks, each once, in order."""
+        return sorted(set(map(int, self.tasks.split(",")))) if self.tasks else []
 
 
 class FoundTrack(RequestModel):

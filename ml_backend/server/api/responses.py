@@ -148,6 +148,7 @@ class Models(Answer):
     ]
     embedder: str | None
     clip: str | None
+    text_detector: Annotated[str | None, Field(description="Finds objects of labels that the detector does not know.")]
     version: Annotated[str | None, Field(description="base, or a version of the registry such as v2.")]
     model_version: Annotated[str | None, Field(description="The model version that predictions carry.")]
     notes: list[str]
@@ -306,6 +307,26 @@ class SimilarTracks(Answer):
     ]
     skipped: list[str]
     job: Job | None
+
+
+class TextSearch(Answer):
+    """What is found on frames by text."""
+
+    project: int
+    phrase: str
+    found_at: Annotated[Iso | None, Field(description="null until the job has finished.")]
+    model: Annotated[str | None, Field(description="That searched; null until the job has finished.")]
+    conf: Annotated[float | None, Field(description="Lowest score that predictions use (`OPEN_VOCABULARY_CONF`).")]
+    frames: Annotated[
+        list[dict[str, Any]],
+        Field(
+            description="Best first: task, frame (of the file, from 0), time in seconds, picture (a data URL) of width "
+            "x height pixels, and boxes, which have x, y, width, height in percent, and a score from half of conf on."
+        ),
+    ]
+    label: Annotated[str, Field(description="What to write into the label config, so that it becomes a label.")]
+    skipped: Annotated[list[str], Field(description="Tasks that could not be searched.")]
+    job: Annotated[Job | None, Field(description="Searches; null once it has finished.")]
 
 
 class Exemplar(Answer):

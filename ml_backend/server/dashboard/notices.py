@@ -24,7 +24,9 @@ DAY_S = 24 * 3600
 #: Entries of a cookie, of which browsers keep 4 kB.
 _MAX_REQUESTED, _MAX_DISMISSED = 50, 100
 #: Kinds of jobs that a part of the page starts, which shows their errors itself.
-_OF_PARTS = ("count_statistics", "describe_patterns", "find_similar", "choose_next", "measure_agreement")
+_OF_PARTS = (
+    *("count_statistics", "describe_patterns", "find_similar", "search_text", "choose_next", "measure_agreement"),
+)
 _KEY, _AT = re.compile(r"[0-9a-f]{12}"), re.compile(r"[0-9]{1,14}")
 
 

@@ -216,6 +216,19 @@ def _similar(state: PageState) -> Context:
     return {"similar": similar, "label": label, "project_labels": labels}
 
 
+def _text_search(state: PageState) -> Context:
+    chosen = {name: state.values.get(name, "").strip() for name in ("phrase", "in_tasks")}
+    if not chosen["phrase"]:
+        return {"search": None, **chosen}
+    with validation_errors("field", "Correct it and search again."):
+        query = requests.SearchText.model_validate(
+            {"project": _project(state), "phrase": chosen["phrase"], "fresh": state.values.get("again") == "1"}
+            | ({"tasks": chosen["in_tasks"].replace(" ", "")} if chosen["in_tasks"] else {})
+        )
+    search, _ = handlers.search_text(query)
+    return {"search": search, **chosen}
+
+
 def _versions(state: PageState) -> Context:
     project, trainings = _project(state), services().trainings
     registry = trainings.versions(project, VERSIONS) | {"before": trainings.rollback_target(project)}
@@ -532,6 +545,7 @@ PARTS: Mapping[str, PagePart] = {
     "exemplars": PagePart(_exemplars),
     "exemplar": PagePart(_exemplar),
     "similar": PagePart(_similar, ("find_similar", "moments"), starts_job=True),
+    "text_search": PagePart(_text_search, ("search_text",), starts_job=True),
     "versions": PagePart(_versions, ("version", "train")),
     "mode": PagePart(_mode, ("current", "mode", "train")),
     "auto": PagePart(_auto, ("jobs",)),

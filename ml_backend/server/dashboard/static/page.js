@@ -388,7 +388,7 @@ function local(root) {
 document.addEventListener("htmx:afterSwap", (event) => local(event.detail.target));
 local(document);
 
-// -- cameras: one picture after the other; those out of sight are not loaded
+// -- cameras: one picture after the other, of those in sight
 
 const awaited = new WeakSet();
 function nextPicture(image, after) {
@@ -397,8 +397,10 @@ function nextPicture(image, after) {
   setTimeout(() => {
     awaited.delete(image);
     if (!image.isConnected) return;
-    if (document.hidden) nextPicture(image, 1000);
-    else image.src = `${image.src.split("?")[0]}?number=${Date.now() % 1e9}`;
+    const { top, bottom } = image.getBoundingClientRect();
+    if (document.hidden || bottom < 0 || top > innerHeight) return nextPicture(image, 1000);
+    image.loading = "eager"; // one that is loaded lazily is blank meanwhile
+    image.src = `${image.src.split("?")[0]}?number=${Date.now() % 1e9}`;
   }, after);
 }
 for (const [event, pause] of [["load", 50], ["error", 2000]])
