@@ -310,10 +310,7 @@ def test_lives_are_joined_where_motion_and_views_say_so() -> None:
     spoiled = [*put(clean, *pieces), stranger]
     joined = {track.track_id: track for track in joined_lives(video(spoiled, [*clean, stranger]))}
     assert len(joined) == len(clean) + 1
-    hidden = {*range(60, 80), *range(100, 120)}
-    assert joined[4].frames.tolist() == [frame for frame in range(FRAMES) if frame not in hidden]
-    assert np.array_equal(joined[4].xyxy, clean[3].xyxy[joined[4].frames])
-    assert all(same([joined[track.track_id]], [track]) for track in (*clean[:3], *clean[4:], stranger))
+    assert same(list(joined.values()), [*clean, stranger])
 
 
 def test_who_turned_behind_something_is_known_by_looks() -> None:
