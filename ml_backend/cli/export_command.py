@@ -133,7 +133,7 @@ def import_dataset(
         config: label config with the regions' control names and frame rate; by default the documentation's example.
 
     Raises:
-        ConfigError: the format has no tracks, or the files do not have that format.
+        ConfigError: tracks are not read from the format, or the files do not have it.
         StorageError: ``out`` cannot be written.
     """
     readers: dict[str, Callable[[Path], Iterator[ImportedVideo]]] = {
@@ -144,7 +144,7 @@ def import_dataset(
         "coco-seg": partial(read_coco, first_frame=first_frame),
     }
     if format_name not in readers:
-        raise ConfigError(f"Labels of the format {format_name} have no tracks.", f"Use one of {', '.join(readers)}.")
+        raise ConfigError(f"Tracks are not read from the format {format_name}.", f"Use one of {', '.join(readers)}.")
     if first_frame is not None and format_name in ("mot", "cvat"):
         raise ConfigError(
             f"The format {format_name} defines the number of the first frame.", "Leave out --first-frame."

@@ -193,8 +193,8 @@ def _resolve(
         return read(local.absolute())
     if not _HUB_ID.fullmatch(value) or ".." in value:
         raise WeightsError(
-            f"The model folder {value!r} does not exist.",
-            f"Set {setting} to an existing folder, or to a model of the Hugging Face hub as owner/name.",
+            f"The model {value!r} does not exist.",
+            f"Set {setting} to an existing path, or to a model of the Hugging Face hub as owner/name.",
         )
     cached = settings.weights_dir / value.replace("/", "--")
     if cached.is_dir():

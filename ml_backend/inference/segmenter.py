@@ -189,8 +189,9 @@ class _YoloSegmenter(_UltralyticsSegmenter):
         return model
 
     def _fill(self, masks: BoolArray, image: Image, xyxy: Float64Array, limit: int) -> None:
-        found = self._predict(image, imgsz=self._imgsz, conf=YOLO_CONF, max_det=max(300, limit), retina_masks=True)
-        if found.masks is None:
+        most = max(300, len(xyxy))
+        found = self._predict(image, imgsz=self._imgsz, conf=YOLO_CONF, max_det=most, retina_masks=True)
+        if not found.masks:  # None, or empty where all of them are; lap writes outside of empty arrays
             return
         iou = iou_matrix(xyxy, found.boxes.xyxy.cpu().numpy())
         _, columns, _ = lap.lapjv(1 - iou, extend_cost=True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ml_backend.core.errors import BackendError
+from ml_backend.core.errors import BackendError, WeightsError
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.queue import INTERACTIVE, TRACKER_NOTE
 from ml_backend.label_studio.regions import rectangle_mask
+from ml_backend.labeling.modes import classifier_models
 
 if TYPE_CHECKING:
     from ml_backend.core.types import VideoInfo
+    from ml_backend.embeddings.crop_embeddings import CropEmbedding
     from ml_backend.inference.follow import KnownTrack
     from ml_backend.inference.redraw import Answer, Redraw
     from ml_backend.inference.sam_tracker import ChosenTracker
@@ -196,7 +199,7 @@ def known_tracks(
     from ml_backend.review.video import ReviewVideo
 
     key, size = video_key(uri), (info.width, info.height)
-    span = container.settings.follow_s * timeline.frame_rate
+    span = math.ceil(container.settings.follow_s * timeline.frame_rate)
     first, last = min(drawn, default=0) - span, max(drawn, default=0) + span
     stored = next(container.projects.patterns.tracks_of_project(project_id, key), None)
     tracks: list[Track] = []
@@ -212,10 +215,19 @@ def known_tracks(
         decoded, rows = np.unique(timeline.decoded_index(frames[visible]), return_index=True)
         boxes = xyxy[visible][rows].astype(np.float32)
         tracks.append(Track(len(tracks), decoded, boxes, np.ones(len(rows), np.float32), label=record.top_class))
-    embedder = container.projects.models(project_id).classifier.embedder
-    crops = container.projects.patterns.crop_embeddings(key).get(embedder.model_id) if embedder and tracks else []
+    crops = _embedded_crops(container, project_id, key) if tracks else ()
     video = ReviewVideo(tracks, info.fps, *size, info.frames, crops=crops)
     return [KnownTrack(track.frames, track.xyxy.astype(np.float64)) for track in joined_lives(video)]
+
+
+def _embedded_crops(container: Container, project_id: int, video: str) -> Sequence[CropEmbedding]:
+    """Return the stored crops of a video; none if the project's embedder is missing: drawing needs no weights."""
+    try:
+        embedder = classifier_models(container.settings, container.projects.mode(project_id)).embedder
+    except WeightsError as error:
+        log.warning("Objects are found again by their motion only: %s", error)
+        return ()
+    return container.projects.patterns.crop_embeddings(video).get(embedder.model_id) if embedder else ()
 
 
 def _key(project_id: int, task_id: int, region: Mapping[str, Any]) -> str:

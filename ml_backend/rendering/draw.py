@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, cast
 
@@ -348,6 +348,7 @@ class FramePainter:
             self._trails.annotate(image, detections)
         if detections.mask is not None:
             self._masks.annotate(image, detections)
+            detections = replace(detections, mask=None)  # of the frame's size each, and copied with each selection
         # Largest first, so that smaller boxes are drawn on top.
         ordered = _select(detections, np.argsort(-np.asarray(detections.box_area, np.float64), kind="stable"))
         ordered.xyxy = np.rint(ordered.xyxy)

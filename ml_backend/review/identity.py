@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
@@ -14,9 +14,9 @@ from ml_backend.core.boxes import iou_matrix
 from ml_backend.core.types import Float64Array, Track
 from ml_backend.labeling.few_shot.identity_jumps import weakest_link
 from ml_backend.review.finding import Finding
-from ml_backend.review.repairs import Delete, Join, SplitAt, SwapFrom
+from ml_backend.review.repairs import Delete, Join, SplitAt, SwapFrom, apply_repair
 from ml_backend.review.video import Evidence, ReviewVideo, likeness
-from ml_backend.tracking.assembly import DUPLICATE_IOU, DUPLICATE_IOU_CLASSES, DUPLICATE_SHARE
+from ml_backend.tracking.assembly import DUPLICATE_IOU, DUPLICATE_IOU_CLASSES, DUPLICATE_SHARE, MAX_GAP_S
 from ml_backend.tracking.box_motion import JUMP, apart, predicted, runs, steps
 from ml_backend.tracking.stitch import best_pairs
 from ml_backend.tracking.tracklet import Tracklet
@@ -331,7 +331,7 @@ def _broken_lives(evidence: Evidence) -> Iterator[Finding]:
             int(life.later.frames[0]),
             min(life.score, 0.95),
             f"One track ends in mid-picture, and another one goes on from there after {life.gap_s:.1f} s.",
-            Join(life.track.track_id, life.later.track_id, fill=life.gap_s <= 2.0),
+            life.join,
         )
 
 
@@ -348,6 +348,11 @@ class BrokenLife:
     later: Track
     gap_s: float
     score: float
+
+    @property
+    def join(self) -> Join:
+        """The repair, with boxes in a gap in which they can be told, as assembly does."""
+        return Join(self.track.track_id, self.later.track_id, fill=self.gap_s <= MAX_GAP_S)
 
 
 def broken_lives(evidence: Evidence) -> Iterator[BrokenLife]:
@@ -366,20 +371,22 @@ def broken_lives(evidence: Evidence) -> Iterator[BrokenLife]:
 
 
 def joined_lives(video: ReviewVideo) -> list[Track]:
-    """Return a video's tracks, those of one object joined to one track that is hidden in between.
+    """Return a video's tracks, those of one object joined to one.
 
-    Objects are found again where their motion leads (:class:`BrokenLife`), or, after longer occlusions, by their looks.
+    Objects are found again where their motion leads (:class:`BrokenLife`), or, after longer occlusions, by their looks;
+    these tracks are hidden in between.
     """
     evidence = Evidence(video)
-    by_motion = [(broken.track, broken.later) for broken in broken_lives(evidence) if broken.score >= SAME_OBJECT]
-    lives = {track.track_id: [track] for track in video.tracks}
-    ended, begun = ({pair[end].track_id for pair in by_motion} for end in (0, 1))
-    by_looks = [(a, b) for a, b in _seen_again(evidence) if a.track_id not in ended and b.track_id not in begun]
-    for pair in (*by_motion, *by_looks):
-        # A list of one life is shared by all its tracks.
-        joined = sorted((part for track in pair for part in lives[track.track_id]), key=lambda t: int(t.frames[0]))
-        lives |= dict.fromkeys((track.track_id for track in joined), joined)
-    return [_joined(life) for life in {id(life): life for life in lives.values()}.values()]
+    joins = [life.join for life in broken_lives(evidence) if life.score >= SAME_OBJECT]
+    ended, begun = {join.track for join in joins}, {join.later for join in joins}
+    again = [(a.track_id, b.track_id) for a, b in _seen_again(evidence)]
+    joins += [Join(a, b, fill=False) for a, b in again if a not in ended and b not in begun]
+    tracks, life_of = list(video.tracks), {track.track_id: track.track_id for track in video.tracks}
+    for join in joins:
+        life, later = life_of[join.track], life_of[join.later]
+        tracks = apply_repair(tracks, Join(life, later, join.fill))
+        life_of = {part: life if whole == later else whole for part, whole in life_of.items()}
+    return tracks
 
 
 def _seen_again(evidence: Evidence) -> Iterator[tuple[Track, Track]]:
@@ -389,24 +396,20 @@ def _seen_again(evidence: Evidence) -> Iterator[tuple[Track, Track]]:
     """
     fps = evidence.video.fps
     tracks = [track for track in evidence.video.tracks if track.track_id in evidence.views]
+    if not tracks:
+        return
     begin, end = (np.array([track.frames[row] for track in tracks], np.int64) for row in (0, -1))
     gaps_s = (begin[None] - end[:, None]) / fps
-    alike = np.full(gaps_s.shape, -np.inf)
-    for i, j in np.argwhere((gaps_s > 0) & (gaps_s <= AGAIN_S)).tolist():
-        if tracks[i].label == tracks[j].label:
-            likeness_ij = _likeness_across(evidence, tracks[i], tracks[j])
-            alike[i, j] = -np.inf if likeness_ij is None else likeness_ij
-    for i, j in np.argwhere(alike >= ALIKE).tolist():
+    labels = np.array([track.label for track in tracks], object)
+    possible = (gaps_s > 0) & (gaps_s <= AGAIN_S) & (labels[:, None] == labels[None])
+    # All at once: a crowd has too many pairs to compare one by one. Likeness to a track without views there is NaN.
+    late, early = (np.stack([_mean_view(evidence, track, last=last) for track in tracks]) for last in (True, False))
+    alike = np.where(possible, np.nan_to_num(late @ early.T, nan=-np.inf), -np.inf)
+    for i, j in np.argwhere(alike == alike.max(axis=1, keepdims=True, initial=ALIKE)).tolist():
         others = np.concatenate([np.delete(alike[i], j), np.delete(alike[:, j], i)])
         distance = apart(tracks[i].xyxy[-1].astype(np.float64), tracks[j].xyxy[0].astype(np.float64))
         if alike[i, j] - others.max(initial=-np.inf) >= DISTINCT and distance <= FITS + REACH_PER_S * gaps_s[i, j]:
             yield tracks[i], tracks[j]
-
-
-def _joined(life: Sequence[Track]) -> Track:
-    frames, rows = np.unique(np.concatenate([track.frames for track in life]), return_index=True)
-    xyxy, conf = (np.concatenate([getattr(track, name) for track in life])[rows] for name in ("xyxy", "conf"))
-    return replace(life[0], frames=frames, xyxy=xyxy, conf=conf)
 
 
 def _ends(track: Track, count: int) -> Tracklet:
@@ -419,12 +422,15 @@ def _ends(track: Track, count: int) -> Tracklet:
 
 def _likeness_across(evidence: Evidence, a: Track, b: Track) -> float | None:
     """Return how alike the last views of one track and the first of another are; ``None`` if there are none."""
-    before, after = evidence.views.get(a.track_id), evidence.views.get(b.track_id)
-    if before is None or after is None:
+    if a.track_id not in evidence.views or b.track_id not in evidence.views:
         return None
-    reach = VIEWS_S * evidence.video.fps
-    late = int(np.searchsorted(before.frames, a.frames[-1] - reach))
-    early = int(np.searchsorted(after.frames, b.frames[0] + reach, side="right"))
-    if late == len(before.frames) or not early:
-        return None
-    return likeness(before.unit[late:], after.unit[:early])
+    alike = float(_mean_view(evidence, a, last=True) @ _mean_view(evidence, b, last=False))
+    return None if np.isnan(alike) else alike
+
+
+def _mean_view(evidence: Evidence, track: Track, *, last: bool) -> Float64Array:
+    """Return the mean ``(d,)`` of a track's last views, or its first ones; NaN without any so near to that end."""
+    views, reach = evidence.views[track.track_id], VIEWS_S * evidence.video.fps
+    near = views.frames >= track.frames[-1] - reach if last else views.frames <= track.frames[0] + reach
+    mean: Float64Array = views.unit[near].mean(axis=0) if near.any() else np.full(views.unit.shape[1], np.nan)
+    return mean

@@ -270,6 +270,22 @@ def test_without_a_segmenter_nothing_is_written(
     assert not out.exists()
 
 
+def test_a_missing_segmenter_is_said_before_a_model_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEGMENTER", raising=False)
+    video = tmp_path / "clip.mp4"
+    video.write_text("no model can look at this")
+    told = CliRunner().invoke(
+        render_command, [str(video), "--detector", "motion", "--masks", "--out", str(tmp_path / "out.mp4")]
+    )
+    assert (told.exit_code, "SEGMENTER is not set" in told.output) == (1, True), told.output
+
+
+def test_tracks_of_masks_are_not_read(tmp_path: Path) -> None:
+    arguments = ["--format", "mots", "--to-label-studio", str(tmp_path), "--out", str(tmp_path / "tasks.json")]
+    told = CliRunner().invoke(export_command, arguments)
+    assert (told.exit_code, "Tracks are not read from the format mots." in told.output) == (1, True), told.output
+
+
 def test_boxes_as_drawn_cannot_be_tight(source: Path) -> None:
     with pytest.raises(ConfigError, match=r"cvat.*--tight-boxes"):
         export(source, options("cvat", tight_boxes=True))

@@ -310,7 +310,17 @@ def test_lives_are_joined_where_motion_and_views_say_so() -> None:
     spoiled = [*put(clean, *pieces), stranger]
     joined = {track.track_id: track for track in joined_lives(video(spoiled, [*clean, stranger]))}
     assert len(joined) == len(clean) + 1
-    hidden = {*range(60, 80), *range(100, 120)}
-    assert joined[4].frames.tolist() == [frame for frame in range(FRAMES) if frame not in hidden]
-    assert np.array_equal(joined[4].xyxy, clean[3].xyxy[joined[4].frames])
-    assert all(same([joined[track.track_id]], [track]) for track in (*clean[:3], *clean[4:], stranger))
+    assert same(list(joined.values()), [*clean, stranger])
+
+
+def test_who_turned_behind_something_is_known_by_looks() -> None:
+    clean = street()
+    before = part(clean[3], 0, 50)
+    back = walk(4, (before.xyxy[-1, [0, 2]].mean() + 300, 285), (-3.0, 0.0), frames=(100, FRAMES), size=(30, 50))
+    truth, tracks = [*put(clean, before), back], put(clean, before, replace(back, track_id=20))
+    joined = {track.track_id: track for track in joined_lives(video(tracks, truth))}
+    assert len(joined) == len(clean)
+    assert same([part(joined[4], 0, 75), part(joined[4], 75, FRAMES)], [before, back])
+    assert len(joined_lives(video(tracks, truth, looks=False))) == len(tracks), "its motion leads elsewhere"
+    other = [replace(track, label="bicycle") if track.track_id == 20 else track for track in tracks]
+    assert len(joined_lives(video(other, truth))) == len(tracks), "another label is another object"

@@ -14,6 +14,7 @@ from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.cli.options import exit_on_sigterm
 from ml_backend.cli.progress import fail_clearly, progress_bar
 from ml_backend.core.settings import Mode, Settings
+from ml_backend.embeddings.hub import resolve_segmenter
 from ml_backend.inference.segmenter import use_segmenter
 from ml_backend.label_studio.label_config import read_label_config
 from ml_backend.rendering.draw import BoxStyle
@@ -87,6 +88,8 @@ def main(video: Path, out: Path, **options: Any) -> None:
     config = read_label_config(options["config"], "Check the path.") if options["config"] else None
     runs_model = options["masks"] or any(options[name] is not None for name in ("weights", "detector", "compare"))
     settings = settings_in_force() if runs_model else Settings()
+    if options["masks"]:
+        resolve_segmenter(settings)  # not only after a model has looked at the whole video
     model = LayerModel(
         options["config"] or ROOT / "label_config.xml",
         settings.model_copy(update=overrides),
