@@ -51,7 +51,9 @@ def load_processor(folder: ResolvedModel, processor_class: str) -> Any:
     import transformers
 
     with _quiet(), _as_weights_error(folder):
-        return getattr(transformers, processor_class).from_pretrained(str(folder.path), local_files_only=True)
+        return getattr(transformers, processor_class).from_pretrained(
+            str(folder.path), local_files_only=True, trust_remote_code=False
+        )
 
 
 @contextmanager

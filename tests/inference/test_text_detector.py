@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,21 @@ def test_any_number_of_labels_and_any_words(
             detector.detect(images[:1], endless, 0.01)
     else:  # cut
         assert len(detector.detect(images[:1], endless, 0.0)[0])
+
+
+def test_code_in_a_folder_is_not_run(
+    folders: dict[str, Path], settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "owlv2"
+    shutil.copytree(folders["owlv2"], folder)
+    content = json.loads((folder / "processor_config.json").read_text())
+    content |= {"processor_class": "Foreign", "auto_map": {"AutoProcessor": "foreign.Foreign"}}
+    (folder / "processor_config.json").write_text(json.dumps(content))
+    (folder / "foreign.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Foreign: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers would ask
+    with pytest.raises(WeightsError), use_text_detector(read_text_detector(folder), settings(device="cpu")):
+        pass
+    assert not (tmp_path / "ran").exists()
 
 
 def test_models_stay_loaded(folders: dict[str, Path], settings: Make) -> None:
