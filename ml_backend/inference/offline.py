@@ -148,7 +148,8 @@ def load_classifier(
         digests[model_id] = file.origin
     notes = models.notes
     if bank is None and models.embedder and not models.clip:
-        notes = ("Labels are the detector's, as no pattern bank is given (--patterns).",)
+        others = [note for note in models.notes if note != models.embedder.note]
+        notes = (*others, "Labels are the detector's, as no pattern bank is given (--patterns).")
     classifier: TrackClassifier | None = None
     if bank or models.clip:
         from ml_backend.labeling.track_classifier import TrackClassifier  # SciPy takes half a second to import

@@ -15,6 +15,7 @@ from ml_backend.core.errors import ConfigError, WeightsError
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Image
 from ml_backend.embeddings.hub import read_text_detector
+from ml_backend.inference.offline import load_classifier
 from ml_backend.inference.text_detector import TextDetector, use_text_detector
 from ml_backend.labeling.modes import classifier_models
 from tests.tiny_text_detector import save_tiny_text_detector
@@ -146,6 +147,9 @@ def test_what_is_used_and_why(folders: dict[str, Path], settings: Make, tmp_path
         without = models(missing)
         assert without.text_detector is None
         assert says in without.notes[-1]
+    missing, patterns = load_classifier(settings(mode="open_vocabulary", embedder="fallback"), None, "")[2]
+    assert "set OPEN_VOCABULARY_MODEL" in missing
+    assert "--patterns" in patterns
     with pytest.raises(WeightsError, match="does not exist"):
         models(tmp_path / "nowhere")
     (tmp_path / "yolov8s-world.pt").write_bytes(b"PK")
