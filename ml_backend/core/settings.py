@@ -299,7 +299,7 @@ class Settings(BaseSettings):
         "IDEA-Research/grounding-dino-tiny: Grounding DINO, LLMDet, OWLv2 or OmDet-Turbo.",
     )
     open_vocabulary_fps: float = Field(
-        2.0, gt=0, le=30, description="Frames per second on which it searches; in between, what it found is followed."
+        2.0, ge=0.1, le=30, description="Frames per second on which it searches; in between, what it found is followed."
     )
     open_vocabulary_conf: float = Field(
         0.3, gt=0, lt=1, description="Lowest score of what it finds. Models differ: 0.1 to 0.2 is usual for OWLv2."

@@ -60,6 +60,9 @@ SAME_OBJECT = 0.5
 PART_INSIDE = 0.8
 #: IoU from which a box of the detector and one found by text show one object.
 COINCIDE = 0.7
+#: Frames in memory from which a batch of searched frames need not be full: many lie between two of them where few are
+#: searched, or a video has hundreds a second.
+HELD = 64
 #: Shortest side in pixels of a box that can be followed.
 MIN_SIDE = 4.0
 
@@ -193,7 +196,8 @@ class AddedObjects:
                 if index % self._stride and kept:
                     continue
                 kept.append(_Kept.of(frame, search=index % self._step == 0 or not kept))
-                if sum(one.image is not None for one in kept) == BATCH and len(kept) > 1:
+                waiting = sum(one.image is not None for one in kept)
+                if waiting == BATCH or (len(kept) > HELD and kept[-1].image is not None):
                     self._search(kept, searched)
                     *intervals, rest = _intervals(kept, searched)
                     for frames in intervals:

@@ -256,6 +256,30 @@ def test_every_frame_has_the_followed_object(scene: tuple[Path, VideoInfo], sett
         assert iou_pairs(found.xyxy, square(features.index))[0] > 0.8
 
 
+def test_few_frames_are_in_memory(
+    scene: tuple[Path, VideoInfo], settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video, info = scene
+    batches: list[int] = []
+
+    class Counted(Finder):
+        def detect(self, images: Sequence[Image], *_: object) -> list[Detections]:  # type: ignore[override]
+            batches.append(len(images))
+            return super().detect(images)
+
+    def found() -> list[FloatArray]:
+        batches.clear()
+        finder = Counted(square, STEP, (info.width, info.height))
+        added = AddedObjects(finder, {"square": ("square",)}, {}, frozenset(), settings(stride=1), video, info)
+        return [features.detections.xyxy for features in added.add_to(empty_frames(range(FRAMES)))]
+
+    whole = found()
+    assert batches == [4, 3]
+    monkeypatch.setattr(open_vocabulary, "HELD", STEP // 2)
+    np.testing.assert_allclose(found(), whole, atol=1e-3)
+    assert batches == [2, 1, 1, 1, 1, 1]
+
+
 def empty_frames(indices: Sequence[int]) -> Generator[FrameFeatures, None, None]:
     none = Detections(nothing(0), np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros((0, 9), np.float32))
     yield from (FrameFeatures(index, none) for index in indices)
