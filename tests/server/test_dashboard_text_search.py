@@ -34,6 +34,10 @@ def test_nothing_is_searched_before_somebody_asks(room: Room) -> None:
     page(room, f"{STEP}&phrase=yellow%20vest&in_tasks=1,%202&again=1")
     (job,) = jobs(room, "search_text")
     assert job["state"] == "queued"
+    text = page(room, f"{STEP}&phrase=vest&in_tasks=1%202")
+    assert len(jobs(room, "search_text")) == 2
+    source = html.unescape(text.split('id="part-text_search"')[1].split(">")[0])
+    assert "phrase=vest&in_tasks=1+2" in source, "the part is loaded again with its phrase when the job has ended"
     assert "is wrong" in page(room, f"{STEP}&phrase=vest&in_tasks=all")
 
 

@@ -223,7 +223,7 @@ def _text_search(state: PageState) -> Context:
     with validation_errors("field", "Correct it and search again."):
         query = requests.SearchText.model_validate(
             {"project": _project(state), "phrase": chosen["phrase"], "fresh": state.values.get("again") == "1"}
-            | ({"tasks": chosen["in_tasks"].replace(" ", "")} if chosen["in_tasks"] else {})
+            | ({"tasks": ",".join(chosen["in_tasks"].replace(",", " ").split())} if chosen["in_tasks"] else {})
         )
     search, _ = handlers.search_text(query)
     return {"search": search, **chosen}

@@ -298,7 +298,7 @@ def _context(state: PageState) -> dict[str, Any]:
         if state.project is None and page_part.needs_project:
             return Markup("")
         kept = ("label", "exemplar", "a", "b", "kind", "task", "author", "model", "consensus", "amount", "unit")
-        kept += (f"page-{name}", *TIMELINE_VALUES)
+        kept += ("phrase", "in_tasks", f"page-{name}", *TIMELINE_VALUES)
         query = {key: state.values[key] for key in kept if key in state.values} | values
         deferred = page_part.starts_job and state.cross_site
         events = [f"live-{item} from:body" for item in page_part.reload_on] + (["load"] if deferred else [])
