@@ -547,10 +547,10 @@ class JobQueue:
 
     # -- published results
 
-    def publish(self, name: str, facts: Any) -> None:
-        """Store the result of a job, plain JSON; it stays readable while a newer one is computed."""
+    def publish(self, name: str, facts: Any, keep_s: int = RESULT_TTL_S) -> None:
+        """Store the result of a job, plain JSON, for some seconds; it stays readable while a newer one is computed."""
         with self.guard():
-            self.connection.set(f"video:found:{name}", json.dumps({"at": time.time(), "facts": facts}), ex=RESULT_TTL_S)
+            self.connection.set(f"video:found:{name}", json.dumps({"at": time.time(), "facts": facts}), ex=keep_s)
 
     def published(self, name: str) -> tuple[float, Any] | None:
         """Return the Unix time of a stored result and the result; ``None`` if there is none or it has expired."""

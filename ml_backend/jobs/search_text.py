@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import nlargest
+from itertools import islice
 from typing import Any
 
 import cv2
@@ -15,6 +17,7 @@ from ml_backend.embeddings.hub import resolve_text_detector
 from ml_backend.inference.text_detector import BATCH, TextDetector, use_text_detector
 from ml_backend.jobs.api_queue import data_url, text_search_name
 from ml_backend.jobs.job_context import JobContext, api_job
+from ml_backend.label_studio.label_config import split_prompts
 from ml_backend.video.probe import probe
 from ml_backend.video.reader import read_at
 
@@ -26,6 +29,8 @@ MAX_BOXES = 30
 SHOWN_SHARE = 0.5
 #: Width in pixels of the pictures, and their JPEG quality.
 WIDTH, QUALITY = 480, 80
+#: Seconds for which the pictures, up to two megabytes of a phrase, stay in Redis.
+KEEP_S = 3600
 
 
 @api_job
@@ -42,13 +47,11 @@ def search_text(context: JobContext, project_id: int, phrase: str, tasks: list[i
     resolved = resolve_text_detector(settings, download=True)
     if isinstance(resolved, str):
         raise ConfigError(resolved)
-    chosen = (
-        tasks or sorted((state.id for state in container.client.list_task_states(project_id)), reverse=True)[:TASKS]
-    )
+    chosen = tasks or nlargest(TASKS, (state.id for state in container.client.list_task_states(project_id)))
+    chosen = chosen[:frames]  # at least one frame of each
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
-    descriptions = [text.strip() for text in phrase.split("|") if text.strip()] or [phrase]
-    conf = settings.open_vocabulary_conf
+    descriptions, conf = split_prompts(phrase), settings.open_vocabulary_conf
     with use_text_detector(resolved, settings) as detector:
         for number, task in enumerate(chosen):
             report(number, len(chosen))
@@ -60,7 +63,7 @@ def search_text(context: JobContext, project_id: int, phrase: str, tasks: list[i
                 skipped.append(f"Task {task}: {error}")
     rows.sort(key=lambda row: -max((box["score"] for box in row["boxes"]), default=0.0))
     facts = {"frames": rows, "conf": conf, "model": resolved.name, "skipped": skipped}
-    container.queue.publish(text_search_name(project_id, phrase, tasks, frames), facts)
+    container.queue.publish(text_search_name(project_id, phrase, tasks, frames), facts, keep_s=KEEP_S)
     return {"frames": len(rows), "found": sum(box["score"] >= conf for row in rows for box in row["boxes"])}
 
 
@@ -76,16 +79,11 @@ def _search_task(
     rows: list[dict[str, Any]] = []
     with context.video(project_id, task) as (path, _):
         info = probe(path)
-        indices = np.unique(((np.arange(count) + 0.5) * info.frames / max(count, 1)).astype(np.int64))
-        waiting: list[Frame] = []
-        for frame in read_at(path, info, indices) if len(indices) else ():
-            waiting.append(frame)
-            if len(waiting) == BATCH or frame.index == indices[-1]:
-                context.check()
-                images = [one.image for one in waiting]
-                found = detector.detect(images, [descriptions], conf)
-                rows += [_row(task, one, boxes) for one, boxes in zip(waiting, found, strict=True)]
-                waiting = []
+        frames = read_at(path, info, np.unique(((np.arange(count) + 0.5) * info.frames / count).astype(np.int64)))
+        while batch := list(islice(frames, BATCH)):
+            context.check()
+            found = detector.detect([frame.image for frame in batch], [descriptions], conf)
+            rows += [_row(task, frame, boxes) for frame, boxes in zip(batch, found, strict=True)]
     return rows
 
 

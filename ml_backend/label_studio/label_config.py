@@ -49,7 +49,11 @@ def label_prompts(label: LabelSpec) -> tuple[str, ...]:
 
     The attribute may also have its former name, ``clip_prompt``.
     """
-    text = label.attrs.get("prompt") or label.attrs.get("clip_prompt", "")
+    return split_prompts(label.attrs.get("prompt") or label.attrs.get("clip_prompt", ""))
+
+
+def split_prompts(text: str) -> tuple[str, ...]:
+    """Return the descriptions in a text that separates them by ``|``."""
     return tuple(prompt.strip() for prompt in text.split("|") if prompt.strip())
 
 

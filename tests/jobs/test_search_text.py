@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from ml_backend.core.types import FloatArray
+from ml_backend.embeddings.hub import read_text_detector
 from ml_backend.inference import open_vocabulary
 from ml_backend.jobs import search_text
+from ml_backend.jobs.api_queue import text_search_name
 from ml_backend.jobs.container import Container
+from ml_backend.jobs.job_context import JobContext
 from ml_backend.server.app import create_app
-from tests.builders import label_config
+from ml_backend.video.reader import read_at
+from tests.builders import label_config, make_clip
 from tests.inference.test_open_vocabulary import Finder
 from tests.jobs.conftest import Site
 from tests.server.control import Room
@@ -112,6 +117,28 @@ def test_a_phrase_on_some_frames(site: Make, work: Work, model: Path, monkeypatc
     assert skipped.startswith(f"Task {tasks[1]}: ")
     assert found["label"] == '<Label value="bright block" prompt="bright block"/>'
     room.get(f"/api/text_search?project={project}&phrase=x&tasks=a", status=400)
+
+
+def test_what_can_be_decoded_is_searched(
+    container: Container, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clip = make_clip(tmp_path / "clip.mp4")
+    load(monkeypatch, lambda _: np.zeros((0, 4), np.float32), step=1)
+    monkeypatch.setattr(search_text, "resolve_text_detector", lambda *_, **__: read_text_detector(model))
+    monkeypatch.setattr(JobContext, "video", lambda *_: nullcontext((clip, "clip.mp4")))
+
+    def frames(tasks: list[int], count: int) -> list[tuple[int, int]]:
+        search_text.search_text(7, "vest", tasks, count)
+        name = text_search_name(7, "vest", tasks, count)
+        published = container.queue.published(name)
+        assert published
+        assert 0 < container.queue.connection.ttl(f"video:found:{name}") <= search_text.KEEP_S
+        return [(row["task"], row["frame"]) for row in published[1]["frames"]]
+
+    assert frames([1, 2], 3) == [(1, 20), (2, 10), (2, 30)]
+    assert frames([1, 2], 1) == [(1, 20)]
+    monkeypatch.setattr(search_text, "read_at", lambda *request: islice(read_at(*request), len(request[2]) - 1))
+    assert frames([1], 4) == [(1, 5), (1, 15), (1, 25)], "the last one is damaged"
 
 
 def test_a_phrase_without_the_model(site: Make, work: Work) -> None:

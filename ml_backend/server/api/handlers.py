@@ -41,6 +41,7 @@ from ml_backend.jobs.queue import TRACKER_NOTE, clip_job, frames_job
 from ml_backend.jobs.services import reviews
 from ml_backend.jobs.services.connections import connect_project
 from ml_backend.jobs.worker_status import differing_settings
+from ml_backend.label_studio.label_config import split_prompts
 from ml_backend.labeling.model_version import BASE, version_settings
 from ml_backend.review.repair_json import FRAMES_AT_ONCE, clip_name, describe_json, frames_name
 from ml_backend.server.access import person, record
@@ -388,7 +389,6 @@ def search_text(query: requests.SearchText) -> tuple[responses.TextSearch, int]:
         max_age_s=math.inf,
         refresh=query.fresh,
     )
-    name = query.phrase.split("|")[0].strip() or query.phrase
     return {
         "project": query.project,
         "phrase": query.phrase,
@@ -396,7 +396,7 @@ def search_text(query: requests.SearchText) -> tuple[responses.TextSearch, int]:
         "model": result.get("model"),
         "conf": result.get("conf"),
         "frames": result.get("frames", []),
-        "label": f"<Label value={quoteattr(name)} prompt={quoteattr(query.phrase)}/>",
+        "label": f"<Label value={quoteattr(split_prompts(query.phrase)[0])} prompt={quoteattr(query.phrase)}/>",
         "skipped": result.get("skipped", []),
         "job": job,
     }, 200 if created_at else 202
