@@ -282,15 +282,15 @@ def _label_tracks(
         lambda: container.media.open(video.uri, plan.task_id, plan.project_id),
         container.stopper(),
         trained=models.trained is not None,
-        trained_classes=_detectable_classes(models, classifier),
+        trained_classes=_detectable_classes(models) if classifier and classifier.models.clip else None,
     )
 
 
-def _detectable_classes(models: ProjectModels, classifier: TrackClassifier | None) -> frozenset[str] | None:
-    """Return the classes that a trained detector can detect; ``None``: all, or labelling does not need them."""
+def _detectable_classes(models: ProjectModels) -> frozenset[str] | None:
+    """Return the classes that a trained detector can detect; ``None`` for all."""
     from ml_backend.training.class_transfer import detectable_classes
 
-    if models.trained is None or models.detector.path is None or classifier is None or classifier.models.clip is None:
+    if models.trained is None or models.detector.path is None:
         return None
     return detectable_classes(models.detector.path, models.trained.weights_sha256)
 
@@ -298,15 +298,11 @@ def _detectable_classes(models: ProjectModels, classifier: TrackClassifier | Non
 def _text_search(models: ProjectModels, video: PlannedVideo) -> TextSearch | None:
     """Return what is searched for by text in a video; labels that the detector knows are left out later."""
     from ml_backend.inference.open_vocabulary import TextSearch
-    from ml_backend.training.class_transfer import detectable_classes
 
-    if models.classifier.text_detector is None:
+    model = models.classifier.text_detector
+    if model is None:
         return None
-    detectable = None
-    if models.trained is not None and models.detector.path is not None:
-        detectable = detectable_classes(models.detector.path, models.trained.weights_sha256)
-    trained = models.trained is not None
-    return TextSearch(models.classifier.text_detector, video.control.labels, trained, detectable)
+    return TextSearch(model, video.control.labels, models.trained is not None, _detectable_classes(models))
 
 
 def _tracks(
