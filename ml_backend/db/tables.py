@@ -53,7 +53,7 @@ projects = sa.Table(
     sa.Column("project_id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("mode", sa.String(32), nullable=False),  # empty: as in the settings
     sa.Column("setup_mode", sa.String(32), nullable=False),  # last value in Label Studio's extra parameters
-    sa.Column("prompts", sa.String(40), nullable=False),  # digest of the labels' names and CLIP prompts
+    sa.Column("prompts", sa.String(40), nullable=False),  # digest of the labels' names and prompts
 )
 
 # Unlabelled tracks of a video: labels can change without detecting again.

@@ -151,8 +151,8 @@ class TextDetector(OutOfMemoryFallback):
         if len(columns) != len(texts) or not all(columns):
             raise ConfigError(
                 f"The descriptions {', '.join(map(repr, texts))[:300]} cannot be given to the model that finds objects "
-                "by text: they are too long.",
-                'Write shorter ones as prompt="..." of the labels.',
+                "by text: they are too long, or one has no words.",
+                'Write others as prompt="..." of the labels.',
             )
         return columns
 

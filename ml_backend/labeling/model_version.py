@@ -98,7 +98,7 @@ def model_version(
 
 
 def same_kind(version: str, other: str) -> bool:
-    """Return whether two versions differ only in what was learned, exemplars or retrained weights, or is searched."""
+    """Return whether two versions differ only in exemplars, retrained weights, or what is found by text."""
     a, b = version.split("."), other.split(".")
     if version == other or len(a) != 4 or len(b) != 4:
         return False
