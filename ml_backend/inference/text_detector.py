@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 #: Frames per call; more need much memory and are hardly faster.
 BATCH = 4
-#: Descriptions per call: as many as fit into the 256 tokens of Grounding DINO's text.
+#: Descriptions per call, at most.
 DESCRIPTIONS = 16
-#: Their tokens, with the mark between two of them.
+#: Their tokens in Grounding DINO's text, with a full stop after each of them and the marks at both ends.
 _TOKENS = 256
 #: Types whose network scores the tokens of one text, rather than each description.
 _GROUNDED = ("grounding-dino", "mm-grounding-dino")
@@ -90,11 +90,27 @@ class TextDetector(OutOfMemoryFallback):
     ) -> list[Detections]:
         batch = images[:limit]
         found: list[list[Detections]] = [[] for _ in batch]
-        for start in range(0, len(texts), DESCRIPTIONS):
-            passed = self._pass(batch, texts[start : start + DESCRIPTIONS], conf)
-            for merged, detections in zip(found, passed, strict=True):
+        start = 0
+        for group in self._groups(texts):
+            for merged, detections in zip(found, self._pass(batch, group, conf), strict=True):
                 merged.append(Detections(detections.xyxy, detections.conf, owners[start + detections.class_id]))
+            start += len(group)
         return [_merged(passes, image) for passes, image in zip(found, batch, strict=True)]
+
+    def _groups(self, texts: Sequence[str]) -> list[list[str]]:
+        """Cut descriptions into groups, each for one call of the network."""
+        groups: list[list[str]] = []
+        used = 0
+        for text in texts:
+            tokens = 0  # of the others each description is a text of its own
+            if self._grounded:
+                tokens = len(self._processor.tokenizer(text, add_special_tokens=False).input_ids) + 1
+            if not groups or len(groups[-1]) == DESCRIPTIONS or used + tokens > _TOKENS - 2:
+                groups.append([])
+                used = 0
+            groups[-1].append(text)
+            used += tokens
+        return groups
 
     def _pass(self, images: Sequence[Image], texts: Sequence[str], conf: float) -> list[Detections]:
         """Return the detections of one call of the network; ``class_id`` is an index into ``texts``."""
@@ -151,8 +167,8 @@ class TextDetector(OutOfMemoryFallback):
         if len(columns) != len(texts) or not all(columns):
             raise ConfigError(
                 f"The descriptions {', '.join(map(repr, texts))[:300]} cannot be given to the model that finds objects "
-                "by text: they are too long, or one has no words.",
-                'Write others as prompt="..." of the labels.',
+                "by text: one is too long, or has no words.",
+                'Write another as prompt="..." of the label.',
             )
         return columns
 

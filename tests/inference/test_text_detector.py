@@ -105,6 +105,7 @@ def test_any_number_of_labels_and_any_words(
     many = [(f"person {number}.5 m", "안전모") for number in range(20)]
     (found,) = detector.detect(images[:1], many, 0.01)
     assert found.class_id.max(initial=0) < 20
+    assert len(detector.detect(images[:1], [("yellow safety vest " * 6,)] * 16, 0.01)[0]), "more than fit into a call"
     endless = [("yellow " * 400,)]
     if kind == "grounding-dino":
         with pytest.raises(ConfigError, match="too long"):

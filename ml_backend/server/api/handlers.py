@@ -378,8 +378,8 @@ def search_text(query: requests.SearchText) -> tuple[responses.TextSearch, int]:
     """Find by text.
 
     What the text detector (`OPEN_VOCABULARY_MODEL`) finds for a phrase on evenly spaced frames of tasks. A job
-    searches, once and then whenever `fresh` is asked for: ask again when it has ended. Predictions find it once the
-    label config has a label with the phrase as its `prompt`.
+    searches, once and then whenever `fresh` is asked for: ask again when it has ended. What was found is kept for an
+    hour. Predictions find it once the label config has a label with the phrase as its `prompt`.
     """
     container = services()
     arguments = (query.project, query.phrase, query.task_ids, query.frames)
