@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -148,8 +148,8 @@ def device_type(device: str) -> str:
 class OutOfMemoryFallback:
     """Mixin for networks: when memory runs out, retry with smaller batches, then on the CPU.
 
-    A subclass sets ``batch``, defines :meth:`place`, loads its network by :meth:`move_to`, and calls it by
-    :meth:`run_with_fallback`.
+    A subclass sets ``batch`` and ``_model``, or defines :meth:`place`, loads its network by :meth:`move_to`, and calls
+    it by :meth:`run_with_fallback`.
 
     Attributes:
         batch: maximum number of items per call; halved when memory runs out.
@@ -161,6 +161,12 @@ class OutOfMemoryFallback:
     item_name = "items"
     max_concurrency: int = 1
     _device: str
+    _model: Any
+
+    @property
+    def memory_bytes(self) -> Mapping[str, int]:
+        """Bytes of the network by device."""
+        return model_memory(self._model)
 
     @property
     def device(self) -> str:
@@ -169,7 +175,7 @@ class OutOfMemoryFallback:
 
     def place(self, device: str) -> None:
         """Load or move the network to a device."""
-        raise NotImplementedError
+        self._model.to(device)
 
     def move_to(self, device: str) -> None:
         """Place the network on a device, or on the CPU if the device has too little memory."""

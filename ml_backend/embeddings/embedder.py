@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
 from ml_backend.core.errors import WeightsError
-from ml_backend.core.memory import OutOfMemoryFallback, device_type, model_memory, select_device
+from ml_backend.core.memory import OutOfMemoryFallback, device_type, select_device
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import FloatArray, Image
 from ml_backend.embeddings.crops import letterbox
@@ -91,11 +91,6 @@ class TorchEmbedder(OutOfMemoryFallback):
         self._fill = (blue, green, red)
         self.batch = EMBED_BATCH
         self.move_to(select_device(settings.device))
-
-    @property
-    def memory_bytes(self) -> Mapping[str, int]:
-        """Bytes of the network by device."""
-        return model_memory(self._model)
 
     def embed(self, crops: Sequence[Image]) -> FloatArray:
         """See :meth:`Embedder.embed`."""

@@ -6,7 +6,7 @@ as ultralytics itself tells them; else a YOLO model for segmentation).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 
 from ml_backend.core.boxes import iou_matrix
 from ml_backend.core.errors import BackendError, WeightsError
-from ml_backend.core.memory import OutOfMemoryFallback, is_out_of_memory, model_memory, select_device
+from ml_backend.core.memory import OutOfMemoryFallback, is_out_of_memory, select_device
 from ml_backend.core.types import BoolArray, Float64Array, Image
 from ml_backend.detectors.setup import setup_ultralytics
 from ml_backend.embeddings.hub import SEGMENTER_CLASSES, resolve_segmenter
@@ -71,15 +71,6 @@ class _TorchSegmenter(OutOfMemoryFallback):
         self.name, self.model_id = resolved.name, resolved.model_id
         self._model: Any = self._load(resolved)
         self.move_to(select_device(settings.device))
-
-    @property
-    def memory_bytes(self) -> Mapping[str, int]:
-        """Bytes of the network by device."""
-        return model_memory(self._model)
-
-    def place(self, device: str) -> None:
-        """Move the network; see :meth:`OutOfMemoryFallback.place`."""
-        self._model.to(device)
 
     def segment(self, image: Image, xyxy: Float64Array) -> BoolArray:
         """See :meth:`Segmenter.segment`."""

@@ -3,7 +3,7 @@ OmDet-Turbo (Zhao et al., 2024)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from ml_backend.core.boxes import clip_xyxy
 from ml_backend.core.errors import ConfigError
-from ml_backend.core.memory import OutOfMemoryFallback, model_memory, select_device
+from ml_backend.core.memory import OutOfMemoryFallback, select_device
 from ml_backend.core.types import Detections, Image
 from ml_backend.detectors.nms import suppress_duplicates
 
@@ -53,15 +53,6 @@ class TextDetector(OutOfMemoryFallback):
         self._model = load_pretrained(resolved, "AutoModelForZeroShotObjectDetection").eval()
         self.batch = BATCH
         self.move_to(select_device(settings.device))
-
-    @property
-    def memory_bytes(self) -> Mapping[str, int]:
-        """Bytes of the network by device."""
-        return model_memory(self._model)
-
-    def place(self, device: str) -> None:
-        """Move the network; see :meth:`OutOfMemoryFallback.place`."""
-        self._model.to(device)
 
     def detect(self, images: Sequence[Image], prompts: Sequence[Sequence[str]], conf: float) -> list[Detections]:
         """Find objects.
