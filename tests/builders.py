@@ -62,6 +62,7 @@ def made_once(make: Callable[..., Path]) -> Callable[..., Path]:
     def make_or_copy(path: Path, *arguments: Any, **options: Any) -> Path:
         key = repr((path.suffix, arguments, options))
         if key in made:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(made[key])
         else:
             make(path, *arguments, **options)
