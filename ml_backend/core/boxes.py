@@ -34,6 +34,17 @@ def box_area(boxes: Array) -> Array:
     return cast(Array, area)
 
 
+def share_inside(xyxy: Float64Array, size: Float64Array) -> float:
+    """Return the share of a box's area that is inside the image; 0 for a box without area.
+
+    Args:
+        xyxy: ``(4,)``.
+        size: ``(4,)`` width, height, width, height of the image.
+    """
+    area = float(box_area(xyxy))
+    return float(box_area(np.clip(xyxy, 0, size))) / area if area > 0 else 0.0
+
+
 def iou_broadcast(a: Float64Array, b: Float64Array) -> Float64Array:
     """Compute the IoU of two ``(..., 4)`` arrays of boxes that broadcast against each other."""
     inter = intersection(a, b)

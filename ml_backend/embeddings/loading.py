@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ml_backend.core.settings import Settings
 from ml_backend.embeddings.hub import ResolvedModel
 
 if TYPE_CHECKING:
     from ml_backend.embeddings.embedder import TorchEmbedder
+
+T = TypeVar("T")
 
 
 def load_embedder(resolved: ResolvedModel, settings: Settings) -> TorchEmbedder:
@@ -32,15 +34,27 @@ def load_embedder(resolved: ResolvedModel, settings: Settings) -> TorchEmbedder:
     return Dinov2Embedder(resolved.path, settings)
 
 
-@contextmanager
-def use_embedder(resolved: ResolvedModel, settings: Settings) -> Iterator[Any]:
+def use_embedder(resolved: ResolvedModel, settings: Settings) -> AbstractContextManager[Any]:
     """Load an embedder, or take it from the model cache.
 
     Raises:
         WeightsError: it cannot be loaded.
     """
+    return use_model(resolved, settings, load_embedder)
+
+
+@contextmanager
+def use_model(
+    resolved: ResolvedModel, settings: Settings, load: Callable[[ResolvedModel, Settings], T], *options: object
+) -> Iterator[T]:
+    """Load a model, or take it from the model cache.
+
+    Args:
+        load: loads it.
+        options: values of settings, besides ``device``, with which it is loaded.
+    """
     from ml_backend.core.model_cache import get_model_cache
 
-    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device)
-    with get_model_cache(settings).use(key, lambda: load_embedder(resolved, settings), name=resolved.name) as embedder:
-        yield embedder
+    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device, *options)
+    with get_model_cache(settings).use(key, lambda: load(resolved, settings), name=resolved.name) as model:
+        yield model

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ml_backend.core.boxes import iou_matrix, iou_pairs
+from ml_backend.core.boxes import iou_matrix, iou_pairs, share_inside
 from ml_backend.core.types import Float64Array, Image, IntArray
 
 #: IoU from which a finished track is the drawn object's.
@@ -298,7 +298,7 @@ class Follower:
             if box is None:
                 yield index, None
                 continue
-            if not self._inside(box) >= INSIDE:
+            if not share_inside(box, self._size) >= INSIDE:
                 return
             tentative.append((index, box))
             if not unsure:  # boxes of the last doubtful frames count once the tracker is sure again
@@ -313,12 +313,6 @@ class Follower:
 
     def _at_edge(self, box: Float64Array) -> bool:
         return bool((np.abs(np.concatenate([box[:2], self._size[2:] - box[2:]]) / self._size) < AT_EDGE).any())
-
-    def _inside(self, box: Float64Array) -> float:
-        """Return the share of a box's area that is inside the image."""
-        clipped = np.clip(box, 0.0, self._size)
-        area = float(np.prod(box[2:] - box[:2]))
-        return float(np.prod(clipped[2:] - clipped[:2])) / area if area > 0 else 0.0
 
 
 #: Frame and box; ``None`` where the object is hidden.

@@ -17,7 +17,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from ml_backend.core.boxes import box_area, intersection, iou_matrix, scaled_size
+from ml_backend.core.boxes import box_area, intersection, iou_matrix, scaled_size, share_inside
 from ml_backend.core.errors import VideoError
 from ml_backend.core.prefetch import prefetch
 from ml_backend.core.settings import Settings
@@ -267,16 +267,11 @@ class AddedObjects:
         for number, one in enumerate(frames[1:], start=1):
             box, certainty = tracker.update(one.grey)
             unsure = 0 if certainty >= LOST_PSR else unsure + 1
-            if box is None or unsure >= tracker.patience or not self._inside(box) >= INSIDE:
+            if box is None or unsure >= tracker.patience or not share_inside(box, self._size) >= INSIDE:
                 path[number - unsure + 1 : number] = np.nan  # the last doubtful ones were wrong
                 break
             path[number] = np.clip(box, 0, self._size)
         return path
-
-    def _inside(self, box: Float64Array) -> float:
-        """Return the share of a box's area that is inside the image."""
-        area = float(box_area(box))
-        return float(box_area(np.clip(box, 0, self._size))) / area if area > 0 else 0.0
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from ml_backend.core.errors import WeightsError
 from ml_backend.core.memory import free_gpu_memory, model_memory, select_device
 from ml_backend.core.types import Float64Array, Image
 from ml_backend.embeddings.hub import SAM_CLASSES, resolve_interactive
+from ml_backend.embeddings.loading import use_model
 from ml_backend.inference.follow import CorrelationTracker, Position, StartTracker, VisualTracker
 
 if TYPE_CHECKING:
@@ -227,8 +228,6 @@ def use_tracker(settings: Settings, *, on_cpu: bool = False, download: bool = Fa
 
 
 def _choose(settings: Settings, stack: ExitStack, on_cpu: bool, download: bool) -> ChosenTracker:
-    from ml_backend.core.model_cache import get_model_cache
-
     if not settings.interactive_model:
         return CORRELATION
     if not on_cpu and select_device(settings.device) == "cpu":
@@ -236,9 +235,7 @@ def _choose(settings: Settings, stack: ExitStack, on_cpu: bool, download: bool) 
     resolved = resolve_interactive(settings, download=download)
     if isinstance(resolved, str):
         return replace(CORRELATION, note=resolved)
-    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device)
-    loaded = get_model_cache(settings).use(key, lambda: SamVideoModel(resolved, settings), name=resolved.name)
-    model = stack.enter_context(loaded)
+    model = stack.enter_context(use_model(resolved, settings, SamVideoModel))
     chosen = ChosenTracker(resolved.name, model.start, colour=True)
     chosen.start = partial(_RecoveringTracker, chosen, model.start)
     return chosen

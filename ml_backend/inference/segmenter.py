@@ -6,8 +6,8 @@ as ultralytics itself tells them; else a YOLO model for segmentation).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +21,7 @@ from ml_backend.core.memory import OutOfMemoryFallback, is_out_of_memory, select
 from ml_backend.core.types import BoolArray, Float64Array, Image
 from ml_backend.detectors.setup import setup_ultralytics
 from ml_backend.embeddings.hub import SEGMENTER_CLASSES, resolve_segmenter
+from ml_backend.embeddings.loading import use_model
 
 if TYPE_CHECKING:
     from ml_backend.core.settings import Settings
@@ -225,20 +226,14 @@ def _segmenter_class(resolved: ResolvedModel) -> type[_TorchSegmenter]:
     return _UltralyticsSam if path.name.endswith(tuple(sam_model_map)) else _YoloSegmenter
 
 
-@contextmanager
-def use_segmenter(settings: Settings) -> Iterator[Segmenter]:
+def use_segmenter(settings: Settings) -> AbstractContextManager[Segmenter]:
     """Load ``SEGMENTER``, which is downloaded where it is missing, or take it from the model cache.
 
     Raises:
         ConfigError: none is configured.
         WeightsError: it is not available, cannot be loaded, or does not run.
     """
-    from ml_backend.core.model_cache import get_model_cache
-
     resolved = resolve_segmenter(settings, download=True)
     if isinstance(resolved, str):
         raise WeightsError(f"Masks cannot be made: {resolved}")
-    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device, settings.imgsz)
-    load = partial(load_segmenter, resolved, settings)
-    with get_model_cache(settings).use(key, load, name=resolved.name) as segmenter:
-        yield segmenter
+    return use_model(resolved, settings, load_segmenter, settings.imgsz)

@@ -3,8 +3,8 @@ OmDet-Turbo (Zhao et al., 2024)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ml_backend.core.errors import ConfigError
 from ml_backend.core.memory import OutOfMemoryFallback, select_device
 from ml_backend.core.types import Detections, Image
 from ml_backend.detectors.nms import suppress_duplicates
+from ml_backend.embeddings.loading import use_model
 
 if TYPE_CHECKING:
     import torch
@@ -187,15 +188,10 @@ def _merged(passes: Sequence[Detections], image: Image) -> Detections:
     return Detections(xyxy[kept], conf[kept], class_id[kept])
 
 
-@contextmanager
-def use_text_detector(resolved: ResolvedModel, settings: Settings) -> Iterator[TextDetector]:
+def use_text_detector(resolved: ResolvedModel, settings: Settings) -> AbstractContextManager[TextDetector]:
     """Load a zero-shot detector, or take it from the model cache.
 
     Raises:
         WeightsError: it cannot be loaded.
     """
-    from ml_backend.core.model_cache import get_model_cache
-
-    key = (resolved.kind, resolved.model_id, str(resolved.path), settings.device)
-    with get_model_cache(settings).use(key, lambda: TextDetector(resolved, settings), name=resolved.name) as model:
-        yield model
+    return use_model(resolved, settings, TextDetector)

@@ -49,7 +49,7 @@ class Finder:
     Args:
         boxes: returns the boxes ``(n, 4)`` on a frame, by its number.
         step: from one frame that it is given to the next.
-        misses: on every so manieth call it finds nothing.
+        misses: on every ``misses``-th image it finds nothing; 0: it always finds something.
         jitter: standard deviation of the boxes' corners, in pixels.
         size: ``(width, height)`` of the video.
     """
