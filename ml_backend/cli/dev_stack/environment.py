@@ -9,16 +9,16 @@ from pathlib import Path
 from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.core.settings import Settings
 
+#: Settings that are a path or the name of something to download.
+_PATHS = ("yolo_weights", "dinov2_model", "clip_model", "open_vocabulary_model", "interactive_model", "segmenter")
 #: Settings of models and hardware, the only ones that an isolated stack inherits.
 MODEL_SETTINGS = frozenset(
     {
-        *("mode", "detector", "yolo_weights", "embedder", "dinov2_model", "clip_model"),
-        *("interactive_model", "segmenter"),
+        *_PATHS,
+        *("mode", "detector", "embedder"),
         *("model_memory_gb", "gpu_memory_gb", "weights_timeout_s", "device", "imgsz", "batch", "tracker"),
     }
 )
-#: Settings that are a path or the name of something to download.
-_PATHS = ("YOLO_WEIGHTS", "DINOV2_MODEL", "CLIP_MODEL", "INTERACTIVE_MODEL", "SEGMENTER")
 
 
 def base_environment(data_dir: Path, *, isolated: bool) -> dict[str, str]:
@@ -33,7 +33,7 @@ def base_environment(data_dir: Path, *, isolated: bool) -> dict[str, str]:
         for name in set(Settings.model_fields) - MODEL_SETTINGS:
             environment.pop(name.upper(), None)
             environment.pop(name, None)
-    for name in _PATHS:
+    for name in map(str.upper, _PATHS):
         path = environment.get(name, "")
         if path and Path(path).exists():
             environment[name] = str(Path(path).absolute())  # processes have other working directories

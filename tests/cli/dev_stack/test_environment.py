@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from ml_backend.cli.dev_stack.__main__ import main
 from ml_backend.cli.dev_stack.environment import base_environment, spare_local_addresses
 from ml_backend.cli.dev_stack.preflight import StartError
+from ml_backend.core.settings import Settings
 from ml_backend.label_studio.client import LabelStudioClient
 
 
@@ -78,3 +79,13 @@ def test_up_itself_reaches_label_studio_behind_a_proxy(
     assert "Stop here." in result.stderr
     assert LabelStudioClient(server, "a" * 40, 5).get_project(1).title == "there"
     assert os.environ["NO_PROXY"]
+
+
+@pytest.mark.parametrize("setting", sorted(name for name in Settings.model_fields if name.endswith("_model")))
+def test_models_of_the_operator_are_found_from_every_folder(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(setting.upper(), "models")
+    assert base_environment(tmp_path, isolated=True)[setting.upper()] == str(tmp_path / "models")
