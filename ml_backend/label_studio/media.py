@@ -137,6 +137,10 @@ class MediaStore:
         self.folder = settings.media_dir
         self._cache = MediaCache(self.folder, int(settings.media_cache_gb * (1 << 30)))
 
+    def clear_cache(self) -> None:
+        """Remove the copies of videos that nothing reads at the moment."""
+        self._cache.clear()
+
     @contextlib.contextmanager
     def open(self, uri: str, task_id: int, project_id: int) -> Iterator[Path]:
         """Yield a local path of the media; the file exists while the context is open.
@@ -616,6 +620,12 @@ class MediaCache:
         """Remove the least recently used files, except ``keep`` and files in use, until the cache fits its limit."""
         entries = self._entries()
         self._evict(entries, sum(size for _, size, _ in entries) - self._limit, keep)
+
+    def clear(self) -> None:
+        """Remove all files that are not in use."""
+        if self.folder.is_dir():
+            for _, _, file in self._entries():
+                _remove_unused(file)
 
     def make_room(self, wanted: int, keep: Path) -> None:
         """Remove least recently used files until ``wanted`` bytes and :data:`SPARE_BYTES` are free on the disk.

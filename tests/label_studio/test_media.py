@@ -781,6 +781,20 @@ def test_files_in_use_stay(store: Callable[..., MediaStore], site: Outside) -> N
         assert in_use.read_bytes() == MB
 
 
+def test_a_cleared_cache_keeps_files_in_use_only(store: Callable[..., MediaStore], site: Outside) -> None:
+    media = store()
+    media.clear_cache()  # before there is any
+    for name in "ab":
+        site.files[f"/data/upload/1/{name}.mp4"] = MB
+        read(media, f"/data/upload/1/{name}.mp4")
+    with media.open("/data/upload/1/a.mp4", 1, 1) as in_use:
+        media.clear_cache()
+        assert cached(media) == {in_use.name}
+        assert in_use.read_bytes() == MB
+    media.clear_cache()
+    assert cached(media) == set()
+
+
 @pytest.mark.slow
 def test_files_in_use_by_another_process_stay(store: Callable[..., MediaStore], site: Outside) -> None:
     media = store(media_cache_gb=1.5 / 1024)

@@ -33,6 +33,8 @@ def check_deleted(container: Container, project: int) -> None:
 def erase(container: Container, project: int, who: str) -> dict[str, int]:
     """Erase a project here, and the caches of all projects, whose entries name none.
 
+    Videos that other projects' jobs are reading stay cached.
+
     Args:
         who: for the record.
 
@@ -61,8 +63,9 @@ def erase(container: Container, project: int, who: str) -> dict[str, int]:
                 removed["rows"] += connection.execute(sa.delete(table).where(table.c.project_id == project)).rowcount
         connection.execute(sa.delete(embeddings))
     data = container.settings.data_dir
-    for path in (data / "training" / f"project-{project}", data / "artifact-cache", container.settings.media_dir):
+    for path in (data / "training" / f"project-{project}", data / "artifact-cache"):
         shutil.rmtree(path, ignore_errors=True)
+    container.media.clear_cache()
     container.audit.record(who, "erase", project)
     return removed
 
