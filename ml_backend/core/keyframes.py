@@ -7,7 +7,6 @@ saves a fifth, and the boxes fit better. An optimal first pass (a shortest path)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,9 +42,9 @@ class _TrackBoxes(NamedTuple):
 
 def _line_within_bound(track: _TrackBoxes, start: int, end: int) -> bool:
     """Return whether the line between the boxes at two positions keeps the bound on every frame between."""
-    inner, ends = slice(start + 1, end), [start, end]
-    line = interpolate(track.frames[ends], track.boxes[ends], track.frames[inner])
-    return bool((iou_pairs(line, track.boxes[inner]) >= track.min_iou).all())
+    ratio = (track.frames[start + 1 : end] - track.frames[start]) / (track.frames[end] - track.frames[start])
+    line = track.boxes[start] + (track.boxes[end] - track.boxes[start]) * ratio[:, None]
+    return bool(iou_broadcast(line, track.boxes[start + 1 : end]).min() >= track.min_iou)
 
 
 def _greedy_keyframes(track: _TrackBoxes) -> IntArray:
@@ -64,50 +63,29 @@ def _greedy_keyframes(track: _TrackBoxes) -> IntArray:
     return np.array(keyframes, dtype=np.int64)
 
 
-class _Window(NamedTuple):
-    """The frames that depend on the boxes of keyframes ``first .. last - 1``.
-
-    ``basis`` ``(f, last - first)`` holds the weight of each of these keyframes on each frame, ``rest`` ``(f, 4)`` the
-    contribution of the neighbours outside, ``target`` ``(f, 4)`` the track's boxes.
-    """
-
-    basis: Float64Array
-    rest: Float64Array
-    target: Float64Array
+def _weights(keys: IntArray, frames: IntArray) -> Float64Array:
+    """Return the ``(..., f, m)`` weight of each of ``(..., m)`` keyframes on each of ``(f,)`` frames between them."""
+    after = np.clip((frames[:, None] - keys[..., None, :-1]) / np.diff(keys)[..., None, :], 0.0, 1.0)
+    ones = np.ones((*after.shape[:-1], 1))
+    return np.asarray(-np.diff(np.concatenate([ones, after, 0.0 * ones], axis=-1)), np.float64)
 
 
-def _window(track: _TrackBoxes, keys: IntArray, boxes: Float64Array, first: int, last: int) -> _Window:
-    begin, end = max(first - 1, 0), min(last, len(keys) - 1)
-    near = keys[begin : end + 1]
-    frames = np.arange(near[0], near[-1] + 1)
-    after = np.clip(np.searchsorted(near, frames, side="right"), 1, max(1, len(near) - 1))
-    start, stop = track.frames[near[after - 1]], track.frames[near[after]]
-    ratio = (track.frames[frames] - start) / (stop - start)
-    hats = np.zeros((len(frames), len(near)))
-    rows = np.arange(len(frames))
-    hats[rows, after - 1] = 1.0 - ratio
-    hats[rows, after] = ratio
-    inside = slice(first - begin, last - begin)
-    basis = hats[:, inside].copy()
-    hats[:, inside] = 0.0
-    return _Window(basis, hats @ boxes[begin : end + 1], track.boxes[frames])
+def _first_fit(basis: Float64Array, rest: Float64Array, target: Float64Array, min_iou: float) -> _Fit | None:
+    """Fit the boxes of several choices of keyframes; return the first that keeps the bound, and its boxes.
 
-
-def _first_fit(windows: Sequence[_Window], min_iou: float) -> tuple[int, Float64Array] | None:
-    """Fit the boxes of several windows; return the first window that keeps the bound, and its boxes, or ``None``.
-
-    Iteratively reweighted least squares, with more weight on the frames that overlap least.
+    Iteratively reweighted least squares, with more weight on the frames that overlap least. A batch takes hardly longer
+    than one.
 
     Args:
-        windows: of the same frames and the same number of keyframes. A batch takes hardly longer than one.
+        basis: ``(o, f, k)`` weight of each fitted keyframe on each frame.
+        rest: ``(o, f, 4)`` what other keyframes contribute.
+        target: ``(f, 4)`` the track's boxes.
     """
-    target = windows[0].target
     low, high = target.min(axis=0), target.max(axis=0)  # boxes stay where the track is, e.g. inside the image
-    candidates = np.arange(len(windows))
-    basis, rest = np.stack([w.basis for w in windows]), np.stack([w.rest for w in windows])
-    weights = np.ones((len(windows), len(target)))
+    candidates = np.arange(len(basis))
+    weights = np.ones(basis.shape[:2])
     ridge = 1e-9 * np.eye(basis.shape[2])
-    fitted: tuple[int, Float64Array] | None = None
+    fitted: _Fit | None = None
     for step in range(_FIT_STEPS):
         weighted = (basis * weights[..., None]).transpose(0, 2, 1)
         solution = np.linalg.solve(weighted @ basis + ridge, weighted @ (target - rest))
@@ -130,36 +108,35 @@ def _first_fit(windows: Sequence[_Window], min_iou: float) -> tuple[int, Float64
 
 
 _Keyframes = tuple[IntArray, Float64Array]
-
-
-def _first_option(track: _TrackBoxes, options: Sequence[_Keyframes], first: int, last: int) -> _Keyframes | None:
-    """Return the first option that keeps the bound after refitting the boxes of ``first .. last - 1``."""
-    fitted = _first_fit([_window(track, *option, first, last) for option in options], track.min_iou)
-    if fitted is None:
-        return None
-    keys, boxes = options[fitted[0]]
-    boxes[first:last] = fitted[1]
-    return keys, boxes
-
-
-def _remove_one(track: _TrackBoxes, keys: IntArray, boxes: Float64Array, index: int) -> _Keyframes | None:
-    """Remove a keyframe and refit its neighbours; ``None`` if the bound cannot be kept."""
-    option = np.delete(keys, index), np.delete(boxes, index, axis=0)
-    return _first_option(track, [option], max(0, index - 1), min(len(keys) - 1, index + 1))
+_Fit = tuple[int, Float64Array]
 
 
 def _merge_two(track: _TrackBoxes, keys: IntArray, boxes: Float64Array, index: int) -> _Keyframes | None:
-    """Replace the keyframes ``index`` and ``index + 1`` by one; ``None`` if the bound cannot be kept."""
-    if index >= len(keys) - 2:
+    """Replace two keyframes by one and refit it and its neighbours; ``None`` if the bound cannot be kept.
+
+    Args:
+        index: of the first of the two. At the position of the second, it is simply removed.
+    """
+    positions = [int(keys[index + 1])]
+    if index < len(keys) - 2:
+        before, after = int(keys[index - 1]), int(keys[index + 2])
+        tried = (before + round((after - before) * share) for share in _MERGE_POSITIONS)
+        positions += [position for position in tried if before < position < after and position != positions[0]]
+    options = np.repeat(np.delete(keys, index)[None], len(positions), axis=0)
+    options[:, index] = positions
+    others = np.delete(boxes, index, axis=0)
+    first, last = index - 1, min(index + 2, len(others))  # of the fitted boxes
+    begin, end = max(first - 1, 0), min(last, len(others) - 1)  # of those that matter
+    frames = np.arange(keys[begin], options[0, end] + 1)
+    weights = _weights(track.frames[options[:, begin : end + 1]], track.frames[frames])
+    fitted = slice(first - begin, last - begin)
+    basis = weights[..., fitted].copy()
+    weights[..., fitted] = 0.0
+    found = _first_fit(basis, weights @ others[begin : end + 1], track.boxes[frames], track.min_iou)
+    if found is None:
         return None
-    before, after = int(keys[index - 1]), int(keys[index + 2])
-    positions = dict.fromkeys(before + round((after - before) * share) for share in _MERGE_POSITIONS)
-    options = []
-    for position in positions:
-        if before < position < after:
-            fewer = np.concatenate([keys[:index], [position], keys[index + 2 :]])
-            options.append((fewer, np.concatenate([boxes[:index], track.boxes[[position]], boxes[index + 2 :]])))
-    return _first_option(track, options, max(0, index - 1), min(len(keys) - 1, index + 2)) if options else None
+    others[first:last] = found[1]
+    return options[found[0]], others
 
 
 def _remove_keyframes(track: _TrackBoxes, keys: IntArray, boxes: Float64Array) -> _Keyframes:
@@ -174,7 +151,7 @@ def _remove_keyframes(track: _TrackBoxes, keys: IntArray, boxes: Float64Array) -
             if neighbourhood in failed:
                 index += 1
                 continue
-            fitted = _remove_one(track, keys, boxes, index) or _merge_two(track, keys, boxes, index)
+            fitted = _merge_two(track, keys, boxes, index)
             if fitted is None:
                 failed.add(neighbourhood)
                 index += 1
@@ -189,8 +166,12 @@ def _maximize_iou(track: _TrackBoxes, keys: IntArray, boxes: Float64Array) -> Fl
     """Move each keyframe's box to increase the mean IoU around it, within the bound."""
     out = boxes.copy()
     for index in [*range(len(keys)), *range(len(keys) - 1, -1, -1)]:
-        basis, rest, target = _window(track, keys, out, index, index + 1)
-        current = rest + basis * out[index]
+        near = slice(max(index - 1, 0), index + 2)
+        frames = np.arange(keys[near][0], keys[near][-1] + 1)
+        weights, target = _weights(track.frames[keys[near]], track.frames[frames]), track.boxes[frames]
+        basis = weights[:, [index - near.start]]
+        current = weights @ out[near]
+        rest = current - basis * out[index]
         best = float(iou_pairs(current, target).mean())
         move = (basis * (target - current)).sum(axis=0) / (basis * basis).sum()
         for share in (1.0, 0.5, 0.25):
