@@ -6,11 +6,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
+from xml.parsers import expat
+from xml.sax.saxutils import quoteattr
 
 from ml_backend.core.errors import ConfigError
 
@@ -25,6 +27,11 @@ _EXAMPLE = (
     '<Labels name="label" toName="video"><Label value="person"/></Labels></View>'
 )
 _FIELD = re.compile(r"\$([\w\[\].{}]+)")
+#: A start tag, and an attribute in it with its value.
+_START_TAG = re.compile(rb"""<(?:[^>"']|"[^"]*"|'[^']*')*>""")
+_ATTRIBUTE = re.compile(rb"""\s([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
+#: Attributes with a label's descriptions, the former name last.
+_PROMPTS = ("prompt", "clip_prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,11 @@ def label_prompts(label: LabelSpec) -> tuple[str, ...]:
 
     The attribute may also have its former name, ``clip_prompt``.
     """
-    return split_prompts(label.attrs.get("prompt") or label.attrs.get("clip_prompt", ""))
+    return split_prompts(_prompt_of(label.attrs))
+
+
+def _prompt_of(attrs: Mapping[str, str]) -> str:
+    return next(filter(None, map(attrs.get, _PROMPTS)), "")
 
 
 def split_prompts(text: str) -> tuple[str, ...]:
@@ -60,6 +71,11 @@ def split_prompts(text: str) -> tuple[str, ...]:
 def readable_name(label: LabelSpec) -> str:
     """Return a label's name as words: ``fallen person`` for ``fallen_person``."""
     return " ".join(label.value.replace("_", " ").replace("-", " ").split()) or label.value
+
+
+def config_digest(xml: str) -> str:
+    """Return a digest of a label config as it is written, 16 hex digits: whether somebody has changed it meanwhile."""
+    return hashlib.sha256(xml.encode()).hexdigest()[:16]
 
 
 def prompts_digest(config: LabelConfig) -> str:
@@ -292,6 +308,53 @@ def parse_label_config(xml: str) -> LabelConfig:
             frame_rate=video.get("framerate", ""),
         )
     return LabelConfig(tuple(controls.values()))
+
+
+def with_prompts(xml: str, label: str, prompts: Sequence[str]) -> str:
+    """Return a label config in which a label has these descriptions beside its own; the other text is kept as it is.
+
+    Args:
+        xml: as for :func:`parse_label_config`.
+        label: a new one is added to the first video's labels.
+
+    Raises:
+        ConfigError: see :func:`parse_label_config`; a description has characters that XML cannot hold.
+    """
+    first = parse_label_config(xml).video_controls[0]
+    text = xml.strip().encode()
+    found: list[tuple[int, dict[str, str]]] = []
+    ends: list[int] = []
+    open_labels: list[str] = []
+    parser = expat.ParserCreate("utf-8")
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        attrs = {name.lower(): value for name, value in attributes.items()}
+        if tag.lower() == "labels":
+            open_labels.append(attrs.get("name", ""))
+        elif tag.lower() == "label" and open_labels and label == (attrs.get("alias") or attrs.get("value")):
+            found.append((parser.CurrentByteIndex, attrs))
+
+    def end(tag: str) -> None:
+        if tag.lower() == "labels" and open_labels.pop() == first.labels_name:
+            ends.append(parser.CurrentByteIndex)
+
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.Parse(text, True)
+    if not found:
+        tag = f"<Label value={quoteattr(label)} prompt={quoteattr('|'.join(prompts))}/>".encode()
+        text = text[: ends[0]] + tag + text[ends[0] :]
+    for position, attrs in reversed(found):  # from the end, so that the positions before it stay right
+        own = split_prompts(_prompt_of(attrs))
+        if set(prompts) <= set(own):
+            continue
+        attribute = f" prompt={quoteattr('|'.join(dict.fromkeys([*own, *prompts])))}".encode()
+        tag = _START_TAG.match(text, position)[0]  # type: ignore[index]  # the parser has found one there
+        kept = _ATTRIBUTE.sub(lambda m: b"" if m[1].decode().lower() in _PROMPTS else m[0], tag)
+        content = kept.rstrip(b"/> \t\r\n")
+        text = text[:position] + content + attribute + kept[len(content) :] + text[position + len(tag) :]
+    changed = text.decode()
+    parse_label_config(changed)
+    return changed
 
 
 def read_label_config(path: Path, hint: str = "Use another --config.") -> LabelConfig:

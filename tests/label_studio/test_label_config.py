@@ -9,7 +9,13 @@ import pytest
 from label_studio_sdk.label_interface import LabelInterface
 
 from ml_backend.core.errors import ConfigError
-from ml_backend.label_studio.label_config import LabelMapper, LabelSpec, parse_label_config
+from ml_backend.label_studio.label_config import (
+    LabelMapper,
+    LabelSpec,
+    label_prompts,
+    parse_label_config,
+    with_prompts,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -210,3 +216,40 @@ def test_a_motion_detectors_objects(labels: list[tuple[str, str]], expected: str
 def test_table() -> None:
     mapping = mapper(("Vehicle", "car,lorry"), ("person", ""), classes=("person", "car", "dog"))
     assert mapping.table == {"person": "person", "car": "Vehicle"}
+
+
+# -- descriptions that are added
+
+
+ODD = """<View>
+  <!-- <Label value="vest"/> -->
+  <Labels name='label' toName="video"><Label value="person" hint="a > b / c"/>
+    <label VALUE="v" alias='vest' clip_prompt="old vest" background="red" />
+    <Label value="한글" hotkey="k"></Label></Labels>
+  <Choices name="c" toName="video"><Choice value="vest"/></Choices>
+  <Video name="video" value="$video"/><VideoRectangle name="box" toName="video"/>
+</View>"""
+
+
+@pytest.mark.parametrize(
+    ("label", "before", "after"),
+    [
+        ("person", 'hint="a > b / c"/>', 'hint="a > b / c" prompt="a &amp; b|c"/>'),
+        ("vest", 'clip_prompt="old vest" background="red" />', 'background="red" prompt="old vest|a &amp; b|c" />'),
+        ("한글", 'hotkey="k"></Label>', 'hotkey="k" prompt="a &amp; b|c"></Label>'),
+        ("<new>", "</Labels>", '<Label value="&lt;new&gt;" prompt="a &amp; b|c"/></Labels>'),
+    ],
+)
+def test_descriptions_are_added_and_the_rest_stays(label: str, before: str, after: str) -> None:
+    changed = with_prompts(ODD, label, ["a & b", "c"])
+    assert changed == ODD.replace(before, after)
+    (spec,) = [spec for spec in parse_label_config(changed).video_controls[0].labels if spec.value == label]
+    assert label_prompts(spec)[-2:] == ("a & b", "c")
+    assert with_prompts(changed, label, ["c"]) == changed, "it has them"
+
+
+def test_descriptions_that_no_config_can_hold() -> None:
+    with pytest.raises(ConfigError, match="well-formed"):
+        with_prompts(ODD, "person", ["bell \x07"])
+    with pytest.raises(ConfigError, match="DOCTYPE"):
+        with_prompts("<!DOCTYPE x>" + ODD, "person", ["vest"])

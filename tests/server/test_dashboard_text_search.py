@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import html
+import re
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from ml_backend.jobs.api_queue import text_search_name
+from ml_backend.label_studio.label_config import config_digest
 from ml_backend.server.dashboard import texts
+from tests.builders import CONFIG, Outside
 from tests.server.control import Room
-from tests.server.test_dashboard import SCRIPT, page
+from tests.server.test_dashboard import BROWSER, SCRIPT, page
 from tests.server.test_dashboard_next import jobs
 
 STEP = "/?project=7&step=learn"
@@ -59,3 +62,18 @@ def test_boxes_are_drawn_and_the_label_is_given(room: Room, lang: str) -> None:
     assert "Task 5: its video is gone." in text
     assert 'id="auto-found"' in text
     assert jobs(room, "search_text") == []
+
+
+def test_a_label_is_offered_to_be_described(room: Room, beside: Outside) -> None:
+    publish(room, "yellow vest", frame(3, 0.62))
+    text = page(room, f"{STEP}&phrase=yellow%20vest").split('id="add-prompt"')[0].rsplit("<form", 1)[1]
+    fields = dict(re.findall(r'name="(\w+)"[^>]*? value="([^"]*)"', text))
+    assert fields == {"project": "7", "phrase": "yellow vest", "config": config_digest(CONFIG), "label": "yellow vest"}
+    assert '<option value="thing">' in text
+    answer = room.client.post("/ui/do/add_prompt", data=fields | {"config": 16 * "0"}, headers=BROWSER)
+    assert answer.status_code == 409
+    assert "The label config was changed meanwhile." in answer.get_data(as_text=True)
+    beside.answer("/api/projects/7/", 502)
+    text = page(room, f"{STEP}&phrase=yellow%20vest")
+    assert "/ui/do/add_prompt" not in text
+    assert '<Label value="yellow vest" prompt=' in html.unescape(text)

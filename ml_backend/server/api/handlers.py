@@ -40,8 +40,9 @@ from ml_backend.jobs.live_cameras import LiveCamera, NoPicture
 from ml_backend.jobs.queue import TRACKER_NOTE, clip_job, frames_job
 from ml_backend.jobs.services import reviews
 from ml_backend.jobs.services.connections import connect_project
+from ml_backend.jobs.services.label_prompts import add_prompts
 from ml_backend.jobs.worker_status import differing_settings
-from ml_backend.label_studio.label_config import split_prompts
+from ml_backend.label_studio.label_config import label_prompts, split_prompts
 from ml_backend.labeling.model_version import BASE, version_settings
 from ml_backend.review.repair_json import FRAMES_AT_ONCE, clip_name, describe_json, frames_name
 from ml_backend.server.access import person, record
@@ -400,6 +401,19 @@ def search_text(query: requests.SearchText) -> tuple[responses.TextSearch, int]:
         "skipped": result.get("skipped", []),
         "job": job,
     }, 200 if created_at else 202
+
+
+@route("POST", "/prompts", "Learn", errors=(409,), role="admin")
+def add_prompt(body: requests.AddPrompt) -> responses.PromptAdded:
+    """Add a phrase to a label.
+
+    Writes it as the `prompt` of a label of the project's label config in Label Studio, beside the descriptions that the
+    label has; a label that does not exist is added. Then request predictions. Sending it again changes nothing.
+    """
+    container = services()
+    label, changed = add_prompts(container.client, body.project, body.label, split_prompts(body.phrase), body.config)
+    container.lister.forget()
+    return {"project": body.project, "label": label.value, "prompts": [*label_prompts(label)], "changed": changed}
 
 
 @route("POST", "/similar", "Learn", errors=(422,), role="annotator")

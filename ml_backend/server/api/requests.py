@@ -247,8 +247,8 @@ class FindSimilar(OfProject):
     safe: Annotated[bool, Field(description="Only tracks similar enough to be labelled without review.")] = False
 
 
-class SearchText(OfProject):
-    """A phrase that frames of a project are searched for."""
+class OfPhrase(OfProject):
+    """Has a phrase that describes objects of a project."""
 
     phrase: Annotated[
         str,
@@ -260,6 +260,25 @@ class SearchText(OfProject):
             examples=["yellow safety vest|high-visibility jacket"],
         ),
     ]
+
+
+class AddPrompt(OfPhrase):
+    """A label that is to be found by a phrase."""
+
+    label: LabelName
+    config: Annotated[
+        str | None,
+        Field(
+            pattern="^[0-9a-f]{16}$",
+            description="First 16 hex digits of the SHA-256 of the label config that you have seen: if it is another "
+            "one by now, 409 is returned.",
+        ),
+    ] = None
+
+
+class SearchText(OfPhrase):
+    """A phrase that frames of a project are searched for."""
+
     tasks: TaskList | None = None
     frames: Annotated[int, Field(ge=1, le=48, description="Number of frames, of all videos together.")] = 12
     fresh: Annotated[bool, Field(description="Search again.")] = False

@@ -329,6 +329,15 @@ class TextSearch(Answer):
     job: Annotated[Job | None, Field(description="Searches; null once it has finished.")]
 
 
+class PromptAdded(Answer):
+    """A label that is found by its descriptions."""
+
+    project: int
+    label: str
+    prompts: Annotated[list[str], Field(description="All descriptions that the label has now.")]
+    changed: Annotated[bool, Field(description="false: it had them before.")]
+
+
 class Exemplar(Answer):
     """A crop of an annotated object in the pattern bank."""
 

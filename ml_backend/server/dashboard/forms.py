@@ -140,6 +140,7 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "act_on_exemplars": _act_on_exemplars,
     "upload": uploads.upload_videos,
     "give_role": handlers.give_role,
+    "add_prompt": handlers.add_prompt,
 }
 
 

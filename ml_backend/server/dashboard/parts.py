@@ -16,6 +16,7 @@ from cachetools import TTLCache, cached
 
 from ml_backend.core.errors import BackendError, LabelStudioError
 from ml_backend.jobs.task_plan import cached_label_config
+from ml_backend.label_studio.label_config import config_digest
 from ml_backend.labeling.model_version import BASE
 from ml_backend.review.repair_json import ACCEPT
 from ml_backend.server.access import ROLES, person
@@ -226,7 +227,8 @@ def _text_search(state: PageState) -> Context:
             | ({"tasks": ",".join(chosen["in_tasks"].replace(",", " ").split())} if chosen["in_tasks"] else {})
         )
     search, _ = handlers.search_text(query)
-    return {"search": search, **chosen}
+    config, labels = _label_config(services(), query.project) if search["found_at"] else ("", [])
+    return {"search": search, "labels": labels, "config": config_digest(config), **chosen}
 
 
 def _versions(state: PageState) -> Context:
@@ -451,13 +453,17 @@ def _consensus(state: PageState) -> Context:
 
 @cached(TTLCache(64, LABELS_S), key=lambda container, project: (container.jobs, project), condition=Condition())
 def _labels(container: WebContainer, project: int) -> list[str]:
-    """Return the labels of a project's videos; none while Label Studio does not answer."""
+    return _label_config(container, project)[1]
+
+
+def _label_config(container: WebContainer, project: int) -> tuple[str, list[str]]:
+    """Return a project's label config and the labels of its videos; nothing while Label Studio does not answer."""
     try:
-        config = cached_label_config(container.client.get_project(project).label_config)
+        xml = container.client.get_project(project).label_config
+        return xml, [*cached_label_config(xml).labels]
     except BackendError as error:
         log.warning("The labels of project %s are not offered: %s", project, error)
-        return []
-    return list(dict.fromkeys(label.value for control in config.video_controls for label in control.labels))
+        return "", []
 
 
 def _files(state: PageState) -> Context:

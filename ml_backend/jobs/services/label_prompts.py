@@ -1,0 +1,34 @@
+"""Write descriptions of objects into a project's label config in Label Studio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ml_backend.core.errors import Conflict
+from ml_backend.label_studio.client import LabelStudioClient
+from ml_backend.label_studio.label_config import LabelSpec, config_digest, parse_label_config, with_prompts
+
+
+def add_prompts(
+    client: LabelStudioClient, project_id: int, label: str, prompts: Sequence[str], seen: str | None = None
+) -> tuple[LabelSpec, bool]:
+    """Add descriptions to a label of a project; return the label, and whether the label config was changed.
+
+    Args:
+        seen: digest of the label config that the person has seen.
+
+    Raises:
+        Conflict: it is another one by now.
+        ConfigError: it has no video tracks, or cannot hold a description.
+        LabelStudioError: there is no such project, or Label Studio refuses the label config.
+    """
+    before = client.get_project(project_id).label_config
+    if seen not in (None, config_digest(before)):
+        raise Conflict("The label config was changed meanwhile.", "Reload the page, look at the labels, and try again.")
+    after = with_prompts(before, label, prompts)
+    controls = parse_label_config(after).video_controls
+    spec = next(spec for control in controls for spec in control.labels if spec.value == label)
+    changed = after != before
+    if changed:
+        client.set_label_config(project_id, after)
+    return spec, changed
