@@ -2,7 +2,7 @@
 
 Every error that users see derives from :class:`BackendError`. Its message names the cause, ``hint`` the remedy, and
 ``http_status`` is the status of the HTTP response. ``retryable`` tells the queue whether trying again later can help
-(a server that is down) or not (a corrupt file).
+(a server that is down) or not (a corrupt file). ``expected`` ones belong to normal operation, and are not logged.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ class BackendError(Exception):
 
     http_status: int = 500
     retryable: bool = False
+    expected: bool = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

@@ -52,6 +52,7 @@ class NoPicture(BackendError):
     """A camera shows nothing at the moment."""
 
     http_status = 503
+    expected = True  # such as after a camera was lost: a page asks for the next one every few seconds
 
 
 class _Facts(BaseModel):

@@ -100,6 +100,7 @@ def as_backend_error(error: Exception) -> tuple[BackendError, int]:
         return BackendError(error.description or error.name), error.code or 500
     if isinstance(error, BackendError):
         level = logging.ERROR if error.http_status >= 500 else logging.WARNING
+        level = logging.DEBUG if error.expected else level
         log.log(level, "%s: %s", request.path, error)
         return error, error.http_status
     if type(error).__module__.startswith("gunicorn.http."):  # raised where the body is read
