@@ -39,6 +39,7 @@ from ml_backend.inference.text_detector import BATCH, use_text_detector
 from ml_backend.label_studio.label_config import LabelMapper, LabelSpec, label_prompts, readable_name
 from ml_backend.tracking.appearance import mean_colours
 from ml_backend.tracking.frame_features import shrink_frame
+from ml_backend.tracking.track_record import TrackSet
 from ml_backend.video.reader import read_frames
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ COINCIDE = 0.7
 #: Frames in memory from which a batch of searched frames need not be full: many lie between two of them where few are
 #: searched, or a video has hundreds a second.
 HELD = 64
+#: Boxes that are followed from a searched frame, the surest ones: each costs some 15 ms of a core on every frame.
+MAX_FOLLOWED = 100
 #: Shortest side in pixels of a box that can be followed.
 MIN_SIDE = 4.0
 
@@ -82,12 +85,33 @@ class TextSearch:
         labels: of the label config.
         trained: whether the detector was trained on the project's labels.
         detectable: classes that the detector can detect; ``None`` for all.
+        source: names all that tracks depend on beside the labels.
     """
 
     model: ResolvedModel
     labels: tuple[LabelSpec, ...]
     trained: bool = False
     detectable: frozenset[str] | None = None
+    source: str = ""
+
+    def unknown_labels(self, class_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Return the labels that none of a detector's classes has, with their descriptions."""
+        return unknown_labels(self.labels, class_names, trained=self.trained, detectable=self.detectable)
+
+    def labelled(self, class_names: Sequence[str]) -> frozenset[str]:
+        """Return the classes of a detector that have a label."""
+        return frozenset(LabelMapper(self.labels, class_names, trained=self.trained).table)
+
+    def would_find(self, tracks: TrackSet) -> bool:
+        """Return whether this search would lead to the same tracks: what changed of the labels does not matter."""
+        before = tracks.searched
+        if before is None or before.source != self.source:
+            return False
+        names = tracks.class_names[: len(tracks.class_names) - len(before.labels)]
+        labelled = self.labelled(names)
+        return self.unknown_labels(names) == before.labels and all(
+            (name in labelled) == had for name, had in before.decided.items()
+        )
 
 
 def unknown_labels(
@@ -129,13 +153,12 @@ def use_text_search(
         yield None
         return
     names = list(class_names.values())
-    wanted = unknown_labels(search.labels, names, trained=search.trained, detectable=search.detectable)
+    wanted = search.unknown_labels(names)
     if not wanted:
         yield None
         return
     log.info("%s is asked for %s.", search.model.name, ", ".join(wanted))
-    table = LabelMapper(search.labels, names, trained=search.trained).table
-    labelled = frozenset(number for number, name in class_names.items() if name in table)
+    labelled = search.labelled(names)
     with use_text_detector(search.model, settings) as detector:
         yield AddedObjects(detector, wanted, class_names, labelled, settings, path, info)
 
@@ -147,10 +170,12 @@ class AddedObjects:
         detector: finds them.
         wanted: descriptions by label.
         class_names: of the video's detector, by class id.
-        labelled: ids of the classes that have a label.
+        labelled: the classes that have a label.
 
     Attributes:
         names: ``class_names``, and the labels that are searched for.
+        wanted: descriptions by label.
+        decided: see :class:`ml_backend.tracking.track_record.SearchedFor`; complete at the end of the video.
     """
 
     def __init__(
@@ -158,12 +183,16 @@ class AddedObjects:
         detector: FindsByText,
         wanted: Mapping[str, Sequence[str]],
         class_names: Mapping[int, str],
-        labelled: frozenset[int],
+        labelled: frozenset[str],
         settings: Settings,
         path: str | Path,
         info: VideoInfo,
     ) -> None:
-        self._detector, self._prompts, self._labelled = detector, list(wanted.values()), labelled
+        self._detector, self._prompts = detector, list(wanted.values())
+        self._labelled = [number for number, name in class_names.items() if name in labelled]
+        self.wanted = {label: tuple(descriptions) for label, descriptions in wanted.items()}
+        self.decided: dict[str, bool] = {}
+        self._said = False
         self._first_id = max(class_names, default=-1) + 1
         self.names = {**class_names, **dict(enumerate(wanted, start=self._first_id))}
         self._conf, self._path, self._info = settings.open_vocabulary_conf, path, info
@@ -179,9 +208,28 @@ class AddedObjects:
                 while index < features.index:
                     index, added = next(found, (self._info.frames, Detections.empty()))
                 if index == features.index and len(added):
-                    yield replace(features, detections=_merge(features.detections, added, self._labelled))
+                    yield replace(features, detections=self._merge(features.detections, added))
                 else:
                     yield features
+
+    def _merge(self, detections: Detections, added: Detections) -> Detections:
+        """Join detections of one frame; of two of one object, the one with a label and then the surer one stays."""
+        pairs = iou_matrix(detections.xyxy, added.xyxy) >= COINCIDE
+        has_label = np.isin(detections.class_id, self._labelled)
+        for row in np.flatnonzero(pairs.any(axis=1)):
+            self.decided[self.names[int(detections.class_id[row])]] = bool(has_label[row])
+        surer = has_label[:, None] & (detections.conf[:, None] >= added.conf[None])
+        kept = np.flatnonzero(~(pairs & ~surer).any(axis=1))
+        new = np.flatnonzero(~(pairs & surer).any(axis=0))
+        colours = None
+        if detections.colours is not None and added.colours is not None:
+            colours = np.concatenate([detections.colours[kept], added.colours[new]])
+        return Detections(
+            np.concatenate([detections.xyxy[kept], added.xyxy[new]]),
+            np.concatenate([detections.conf[kept], added.conf[new]]),
+            np.concatenate([detections.class_id[kept], added.class_id[new]]),
+            colours,
+        )
 
     def _found(self) -> Generator[tuple[int, Detections], None, None]:
         """Yield index and detections of each frame."""
@@ -233,7 +281,7 @@ class AddedObjects:
             frames: consecutive frames on which boxes are followed; the last one is searched too, except at the end of
                 the video.
         """
-        start = searched.pop(frames[0].index)
+        start = self._surest(searched.pop(frames[0].index), frames[0].index)
         boxes = np.stack([self._path_of(box, frames) for box in start.xyxy]) if len(start) else None
         if boxes is None:
             yield from ((index, start) for index in range(frames[0].index, end))
@@ -256,6 +304,22 @@ class AddedObjects:
                     here[there].astype(np.float32), start.conf[there], start.class_id[there], colours[before][there]
                 ),
             )
+
+    def _surest(self, found: Detections, index: int) -> Detections:
+        """Leave out the weakest boxes of a searched frame, if they are too many; say so once a video."""
+        if len(found) <= MAX_FOLLOWED:
+            return found
+        if not self._said:
+            log.warning(
+                "%d boxes were found by text on frame %d, too many to follow: the surest %d of a frame are used. "
+                "Fix: raise OPEN_VOCABULARY_CONF, or describe the labels more precisely.",
+                len(found),
+                index,
+                MAX_FOLLOWED,
+            )
+            self._said = True
+        kept = np.sort(np.argsort(-found.conf, kind="stable")[:MAX_FOLLOWED])
+        return Detections(found.xyxy[kept], found.conf[kept], found.class_id[kept])
 
     def _path_of(self, xyxy: FloatArray, frames: Sequence[_Kept]) -> Float64Array:
         """Follow a box from the first frame on; return ``(frames, 4)``, NaN from where it is lost."""
@@ -357,22 +421,4 @@ def _with_missed(found: Detections, ends: Float64Array, start: Detections, misse
         np.concatenate([found.xyxy, ends[kept].astype(np.float32)]),
         np.concatenate([found.conf, conf[kept]]),
         np.concatenate([found.class_id, class_id[kept]]),
-    )
-
-
-def _merge(detections: Detections, added: Detections, labelled: frozenset[int]) -> Detections:
-    """Join detections of one frame; of two that show one object, the one with a label and then the surer one stays."""
-    pairs = iou_matrix(detections.xyxy, added.xyxy) >= COINCIDE
-    has_label = np.isin(detections.class_id, list(labelled))
-    surer = has_label[:, None] & (detections.conf[:, None] >= added.conf[None])
-    kept = np.flatnonzero(~(pairs & ~surer).any(axis=1))
-    new = np.flatnonzero(~(pairs & surer).any(axis=0))
-    colours = None
-    if detections.colours is not None and added.colours is not None:
-        colours = np.concatenate([detections.colours[kept], added.colours[new]])
-    return Detections(
-        np.concatenate([detections.xyxy[kept], added.xyxy[new]]),
-        np.concatenate([detections.conf[kept], added.conf[new]]),
-        np.concatenate([detections.class_id[kept], added.class_id[new]]),
-        colours,
     )

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from ml_backend.embeddings.crop_embeddings import MemoryCropEmbeddings
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.timeline import video_timeline
 from ml_backend.labeling.label_assignment import LabelledTracks, label_tracks
-from ml_backend.tracking.track_record import TrackSet
+from ml_backend.tracking.track_record import SearchedFor, TrackSet
 from ml_backend.video.probe import probe
 
 if TYPE_CHECKING:
@@ -130,6 +130,15 @@ def detect_tracks(
         if added:
             stream = added.add_to(stream)
         started = time.perf_counter()
+
+        def track_set(make: Callable[[float], TrackSet]) -> TrackSet:
+            if text_search is None:
+                return make(started)
+            searched = SearchedFor(text_search.source)
+            if added:
+                searched = SearchedFor(text_search.source, added.wanted, dict(added.decided))
+            return replace(make(started), searched=searched)
+
         with closing(prefetch(stream, 2 * settings.batch * stride)) as frames:
             for features in frames:
                 builder.push(features)
@@ -144,8 +153,8 @@ def detect_tracks(
                             "Wait for the worker to resume the job.",
                         )
                     if preview:
-                        preview(partial(builder.snapshot, started))
-        return builder.close(started)
+                        preview(partial(track_set, builder.snapshot))
+        return track_set(builder.close)
 
 
 def chunks_of(path: Path | str, info: VideoInfo, stride: int, settings: Settings) -> tuple[VideoChunk, ...]:

@@ -26,7 +26,7 @@ from ml_backend.jobs.queue import ALL_TASKS, JobQueue, state_of
 from ml_backend.jobs.task_plan import PlannedVideo, TaskPlan, cached_label_config, plan_for, tracks_key
 from ml_backend.label_studio.client import NotFound, Task
 from ml_backend.label_studio.media import public_uri
-from ml_backend.labeling.few_shot.pattern_store import video_key
+from ml_backend.labeling.few_shot.pattern_store import PatternStore, video_key
 from ml_backend.labeling.model_version import PARTIAL, is_partial
 
 if TYPE_CHECKING:
@@ -302,7 +302,18 @@ def _text_search(models: ProjectModels, video: PlannedVideo) -> TextSearch | Non
     model = models.classifier.text_detector
     if model is None:
         return None
-    return TextSearch(model, video.control.labels, models.trained is not None, _detectable_classes(models))
+    source = f"{models.source} {video.frame_rate}"
+    return TextSearch(model, video.control.labels, models.trained is not None, _detectable_classes(models), source)
+
+
+def _tracks_of_same_search(
+    store: PatternStore, project_id: int, video: PlannedVideo, search: TextSearch | None
+) -> TrackSet | None:
+    """Return stored tracks of a video if what has changed of the label config since does not matter to them."""
+    if search is None:
+        return None
+    newest = (stored.tracks for stored in store.tracks_of_project(project_id, video_key(video.uri)))
+    return next(filter(search.would_find, newest), None)
 
 
 def _tracks(
@@ -323,7 +334,8 @@ def _tracks(
         raise ValueError("a video without frame rate must be probed before it is predicted")
     store = container.projects.patterns
     key = tracks_key(plan.project_id, video.uri, video.frame_rate, models.base)
-    stored = store.get_tracks(key)
+    text_search = _text_search(models, video)
+    stored = store.get_tracks(key) or _tracks_of_same_search(store, plan.project_id, video, text_search)
     if stored is not None:
         return stored
     log.info("Task %s: pre-annotating %s", plan.task_id, public_uri(video.uri))
@@ -347,7 +359,7 @@ def _tracks(
                 on_features=detections.push if detections else None,
                 chunk_runner=chunked,
                 preview=preview,
-                text_search=_text_search(models, video),
+                text_search=text_search,
             )
             if detections:
                 detections.close(tracks.class_names)

@@ -37,6 +37,7 @@ class ProjectModels:
 
     Attributes:
         base: names detector, tracker, settings, and what is searched for by text. Tracks depend on nothing else.
+        source: the same without the labels that are searched for.
         version: of predictions.
         trained: the version in use; ``None``: the detector of the settings.
     """
@@ -47,6 +48,7 @@ class ProjectModels:
     base: str
     version: str
     trained: Version | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,8 @@ class ProjectModelStore:
         search = text_search_part(self._settings, classifier.text_detector, row.prompts)
         base = base_version(self._settings, detector, search)
         version = model_version(self._settings, detector, part, trained.name if trained else BASE, search)
-        return ProjectModels(mode, detector, classifier, base, version, trained)
+        source = base_version(self._settings, detector, text_search_part(self._settings, classifier.text_detector))
+        return ProjectModels(mode, detector, classifier, base, version, trained, source)
 
     def trained(self, project_id: int) -> Version | None:
         """Return the version in use; ``None``: the detector of the settings, always so with ``DETECTOR=motion``."""

@@ -392,7 +392,7 @@ class TrainingRun:
             version = self._registry.advance(version, history=[], lineage={**version.lineage, "checkpoint": {}})
         start = self._start_checkpoint(version)
         replay = self._replay(reader)
-        data = dataclasses.replace(data, notes=(*data.notes, *replay.notes))
+        data = dataclasses.replace(data, notes=(*data.notes, *replay.notes, *self._notes_on_text(data)))
         version = self._registry.advance(
             version,
             state="training",
@@ -486,6 +486,19 @@ class TrainingRun:
         annotated = {split.content for split in SplitStore(self._container.storage).splits(self._project).values()}
         folder = self._folder / "replay"
         return sample_replay(reader, folder, annotated, self._settings.imgsz, self._watcher.should_stop)
+
+    def _notes_on_text(self, data: TrainingDataset) -> tuple[str, ...]:
+        """Say which of the trained labels the predictions of annotated tasks have by a search by text."""
+        store = self._container.projects.patterns
+        found = {
+            track.top_class
+            for task in data.annotations
+            for stored in store.tracks_of_project(self._project, task_id=task)
+            for track in stored.tracks.tracks
+            if stored.tracks.is_found_by_text(track)
+        }
+        labels = ", ".join(sorted(found & set(data.trained_classes)))
+        return (f"The text detector had found objects of {labels} for annotators.",) if labels else ()
 
     def _class_mapping(self) -> dict[str, Sequence[str]]:
         """Return label -> the detector classes that are mapped to it in predictions."""

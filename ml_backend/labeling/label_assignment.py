@@ -34,16 +34,24 @@ class LabelDecision:
         label_score: 0..1, certainty of its label: the probability of a learned label, or the share of the detector's
             votes.
         meta: for the region's ``meta``: both, and scores of all sources of labels, including the overruled ones.
+        found_by_text: whether the detector's score is a text detector's, and ``label_score`` a learned probability.
     """
 
     label: str
     detector_score: float
     label_score: float
     meta: dict[str, Any] = field(default_factory=dict)
+    found_by_text: bool = False
 
     @property
     def score(self) -> float:
-        """Certainty of the region, 0..1: a track is as certain as the less certain of its existence and its label."""
+        """Certainty of the region, 0..1: a track is as certain as the less certain of its existence and its label.
+
+        What is found by text was found because it looks like its label, on a scale of the model's own: where people
+        have annotated the label, the probability that they have taught counts alone.
+        """
+        if self.found_by_text:
+            return self.label_score
         return min(self.detector_score, self.label_score)
 
 
@@ -171,7 +179,7 @@ def label_tracks(
     for record, track_scores in zip(tracks.tracks, scores, strict=True):
         label = detector(record.class_scores)
         share = detector.shares(record.class_scores).get(label, 0.0) if label is not None else 0.0
-        decision = decide_label(record, label, track_scores, share)
+        decision = decide_label(record, label, track_scores, share, found_by_text=tracks.is_found_by_text(record))
         if decision is None:
             out.unmapped[record.top_class] += 1
             continue
@@ -188,13 +196,19 @@ def label_tracks(
 
 
 def decide_label(
-    record: TrackRecord, detector_label: str | None, scores: LabelScores, detector_share: float = 1.0
+    record: TrackRecord,
+    detector_label: str | None,
+    scores: LabelScores,
+    detector_share: float = 1.0,
+    *,
+    found_by_text: bool = False,
 ) -> LabelDecision | None:
     """Decide the label of one track by pattern bank first, CLIP second, and the detector's class third.
 
     Args:
         detector_label: ``None`` if the track's classes have no label.
         detector_share: its share of the detector's votes.
+        found_by_text: whether the track's class is a label that was searched for by text.
 
     Returns:
         ``None`` if no source has a label for it: the track is dropped.
@@ -217,12 +231,15 @@ def decide_label(
         source, label, label_score = "detector", detector_label, detector_share
     else:
         return None
+    # 0: the bank was not asked about such a track.
+    taught = patterns.probabilities.get(label, 0.0) if patterns and found_by_text else 0.0
+    label_score = taught or label_score
     meta: dict[str, Any] = {"detector_score": round(float(record.score), 4), "label_score": round(label_score, 4)}
     others = _other_scores(scores, text_label, text_score)
     if others:
         named = {"label_source": source, "detector_label": detector_label or "", **meta, **others}
         meta = {**named, "text": _summary(named, record.top_class, label)}
-    return LabelDecision(label, float(record.score), label_score, meta)
+    return LabelDecision(label, float(record.score), label_score, meta, taught > 0)
 
 
 def _other_scores(scores: LabelScores, text_label: str, text_score: float) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _digested(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in _BOX_SETTINGS} | _FORMER_SETTINGS | {"pipeline": PIPELINE}
 
 
-def text_search_part(settings: Settings, model: ResolvedModel | None, prompts: str) -> str:
+def text_search_part(settings: Settings, model: ResolvedModel | None, prompts: str = "") -> str:
     """Return the part of the version that stands for a search by text: ``~owlv2-1b2c3d4e``; empty without one.
 
     Args:

@@ -45,16 +45,33 @@ class TrackRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class SearchedFor:
+    """What a video was searched for by text.
+
+    Attributes:
+        source: names all that the tracks depend on beside the labels.
+        labels: descriptions by label.
+        decided: detector classes whose boxes coincided with boxes found by text, with whether the class had a label
+            then, which decides which of the two is kept.
+    """
+
+    source: str
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    decided: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class TrackSet:
     """All tracks of one video, in order of first appearance.
 
     Attributes:
-        class_names: classes of the detector.
+        class_names: classes of the detector, then the labels that were searched for by text.
         class_agnostic: whether the detector finds objects without telling their class.
         width, height: displayed size in pixels.
         frames: number of decoded frames.
         seconds: duration of detection and tracking.
         dropped: tracks that are too weak for a prediction, but may be objects that somebody looks for.
+        searched: ``None`` without a search by text.
     """
 
     tracks: tuple[TrackRecord, ...]
@@ -65,6 +82,7 @@ class TrackSet:
     frames: int
     seconds: float = field(default=0.0, compare=False)
     dropped: tuple[TrackRecord, ...] = ()
+    searched: SearchedFor | None = None
 
     def votes(self, track: TrackRecord) -> Mapping[str, float]:
         """Return a track's votes by class; none if the detector tells no classes."""
@@ -73,6 +91,10 @@ class TrackSet:
     def detector_class(self, track: TrackRecord) -> str:
         """Return the class with the most votes; empty if the detector tells no classes."""
         return track.top_class if self.votes(track) else ""
+
+    def is_found_by_text(self, track: TrackRecord) -> bool:
+        """Return whether most votes are for a label that was searched for by text."""
+        return self.searched is not None and track.top_class in self.searched.labels
 
     def dump(self) -> bytes:
         """Serialise as gzipped JSON."""
@@ -91,7 +113,11 @@ class TrackSet:
             tuple(TrackRecord(crops=tuple(map(_crop, item.pop("views"))), **item) for item in body.pop(name, ()))
             for name in ("tracks", "dropped")
         )
-        return cls(tracks=tracks, dropped=dropped, class_names=tuple(body.pop("class_names")), **body)
+        names, searched = tuple(body.pop("class_names")), body.pop("searched", None)
+        if searched is not None:
+            labels = {label: tuple(descriptions) for label, descriptions in searched.pop("labels").items()}
+            searched = SearchedFor(labels=labels, **searched)
+        return cls(tracks=tracks, dropped=dropped, class_names=names, searched=searched, **body)
 
 
 def _crop(stored: Mapping[str, Any]) -> CropBox:

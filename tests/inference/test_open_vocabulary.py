@@ -20,6 +20,7 @@ from ml_backend.inference.open_vocabulary import AddedObjects, TextSearch, unkno
 from ml_backend.inference.pipeline import detect_tracks, predict_video
 from ml_backend.label_studio.label_config import LabelConfig, LabelSpec, parse_label_config, prompts_digest
 from ml_backend.labeling.model_version import base_version, same_kind, text_search_part
+from ml_backend.tracking.track_record import TrackSet
 from ml_backend.training.class_transfer import checkpoint_metadata, detectable_classes_of
 from ml_backend.video.probe import probe
 from ml_backend.video.sample import SampleTruth, make_sample
@@ -241,7 +242,7 @@ def test_every_frame_has_the_followed_object(scene: tuple[Path, VideoInfo], sett
     video, info = scene
     finder = Finder(square, STEP, (info.width, info.height))
     added = AddedObjects(
-        finder, {"square": ("square",)}, {0: "person"}, frozenset({0}), settings(stride=stride), video, info
+        finder, {"square": ("square",)}, {0: "person"}, frozenset({"person"}), settings(stride=stride), video, info
     )
     assert added.names == {0: "person", 1: "square"}
     seen = list(added.add_to(empty_frames(range(FRAMES))))
@@ -280,6 +281,30 @@ def test_few_frames_are_in_memory(
     assert batches == [2, 1, 1, 1, 1, 1]
 
 
+def test_the_surest_of_too_many_boxes_are_followed(
+    scene: tuple[Path, VideoInfo], settings: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    video, info = scene
+
+    class Surer(Finder):
+        def _detect(self, image: Image) -> Detections:
+            found = super()._detect(image)
+            return Detections(found.xyxy, np.array([0.5, 0.9, 0.7], np.float32), found.class_id)
+
+    def three(frame: int) -> FloatArray:
+        return np.concatenate([square(frame) + np.array([shift, 0, shift, 0], np.float32) for shift in (0, 8, 16)])
+
+    monkeypatch.setattr(open_vocabulary, "MAX_FOLLOWED", 2)
+    finder = Surer(three, STEP, (info.width, info.height))
+    added = AddedObjects(finder, {"square": ("square",)}, {}, frozenset(), settings(stride=1), video, info)
+    counts = [len(features.detections) for features in added.add_to(empty_frames(range(FRAMES)))]
+    assert max(counts) == 2
+    assert [record.message for record in caplog.records if "too many to follow" in record.message] == [
+        "3 boxes were found by text on frame 0, too many to follow: the surest 2 of a frame are used. "
+        "Fix: raise OPEN_VOCABULARY_CONF, or describe the labels more precisely."
+    ]
+
+
 def empty_frames(indices: Sequence[int]) -> Generator[FrameFeatures, None, None]:
     none = Detections(nothing(0), np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros((0, 9), np.float32))
     yield from (FrameFeatures(index, none) for index in indices)
@@ -307,13 +332,39 @@ def test_chunks_are_searched_as_one_video(
     assert len(whole.tracks) == 1
     assert whole.class_names == ("person", "square")
     assert whole == parts
+    assert TrackSet.load(whole.dump()) == whole
+
+
+@pytest.mark.parametrize("conf", [0.0, 0.9])
+def test_changes_of_labels_that_do_not_matter_find_the_same(
+    scene: tuple[Path, VideoInfo], use: Callable[..., None], settings: Make, conf: float
+) -> None:
+    video, info = scene
+    size = info.width, info.height
+    use(Finder(square if conf else nothing, 1, size), Finder(square, STEP, size))
+    square_label = 'value="square" prompt="bright square"'
+    search = TextSearch(MODEL, labels(square_label), source="a")
+    tracks = detect_tracks(video, 25, settings(stride=1), DETECTOR, text_search=search)
+    assert [tracks.is_found_by_text(track) for track in tracks.tracks] == [True]
+
+    def same(*specs: str, source: str = "a") -> bool:
+        return TextSearch(MODEL, labels(*specs), source=source).would_find(tracks)
+
+    assert same(square_label)
+    assert same(square_label + ' background="red"', 'value="crane" predicted_values="person"') is not bool(conf), (
+        "where both have found one object, its class has a label now"
+    )
+    assert not same(square_label, 'value="crane"')
+    assert not same('value="square"')
+    assert not same(square_label, source="b")
+    assert not same('value="square" predicted_values="person"')
 
 
 def test_one_object_that_both_find_is_one_detection(scene: tuple[Path, VideoInfo], settings: Make) -> None:
     video, info = scene
     one = np.array([0.7], np.float32), np.zeros(1, np.int64), np.zeros((1, 9), np.float32)
 
-    def classes(conf: float, labelled: frozenset[int]) -> list[int]:
+    def classes(conf: float, labelled: frozenset[str]) -> list[int]:
         added = AddedObjects(
             Finder(square, STEP, (info.width, info.height)), {"square": ("square",)}, {0: "box"}, labelled,
             settings(stride=1), video, info,
@@ -322,8 +373,8 @@ def test_one_object_that_both_find_is_one_detection(scene: tuple[Path, VideoInfo
         (seen,) = added.add_to(frame for frame in [FrameFeatures(0, own)])
         return seen.detections.class_id.tolist()
 
-    assert classes(0.9, frozenset({0})) == [0], "the surer one"
-    assert classes(0.6, frozenset({0})) == [1]
+    assert classes(0.9, frozenset({"box"})) == [0], "the surer one"
+    assert classes(0.6, frozenset({"box"})) == [1]
     assert classes(0.9, frozenset()) == [1], "a class without a label would lose the object"
 
 

@@ -20,6 +20,7 @@ from ml_backend.jobs import search_text
 from ml_backend.jobs.api_queue import text_search_name
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.job_context import JobContext
+from ml_backend.label_studio.label_config import config_digest
 from ml_backend.server.app import create_app
 from ml_backend.video.reader import read_at
 from tests.builders import label_config, make_clip
@@ -72,6 +73,15 @@ def test_a_label_is_found_by_its_description(
     (first,) = here.predictions(task)
     assert ["block"] in [region["value"]["labels"] for region in first.result if "labels" in region["value"]]
     assert "~owlv2-" in first.model_version
+    turned = label_config("block", "person")
+    here.client.set_label_config(project, turned)
+    with monkeypatch.context() as patch:
+        patch.setattr(open_vocabulary, "use_text_detector", None)  # the tracks are those of before
+        here.predict(project, task, config=turned)
+        work(here)
+    (again,) = here.predictions(task)
+    assert again.model_version != first.model_version
+    assert [region["value"] for region in again.result] == [region["value"] for region in first.result]
     described = config.replace('value="block"', 'value="block" prompt="bright block"')
     here.client.set_label_config(project, described)
     here.predict(project, task, config=described)
@@ -152,3 +162,33 @@ def test_a_phrase_without_the_model(site: Make, work: Work) -> None:
     job = room.get(query, status=202)["job"]
     assert job["state"] == "failed"
     assert "set OPEN_VOCABULARY_MODEL" in job["error"]
+
+
+def test_a_phrase_becomes_the_description_of_a_label(site: Make) -> None:
+    here = site()
+    project = here.project()
+    room = Room(create_app(here.settings))
+
+    def config() -> str:
+        return here.client.get_project(project).label_config
+
+    first = config()
+    body = {
+        "project": project,
+        "label": "vest",
+        "phrase": "yellow vest | bright jacket",
+        "config": config_digest(first),
+    }
+    told = {"project": project, "label": "vest", "prompts": ["yellow vest", "bright jacket"]}
+    assert room.post("/api/prompts", body) == {**told, "changed": True}
+    second = config()
+    assert second == first.replace("</Labels>", '<Label value="vest" prompt="yellow vest|bright jacket"/></Labels>')
+    problem = room.post("/api/prompts", body, 409)
+    assert "changed meanwhile" in problem["detail"]
+    assert room.post("/api/prompts", {**body, "config": config_digest(second)}) == {**told, "changed": False}
+    room.post("/api/prompts", {"project": project, "label": "thing", "phrase": "box"})
+    assert config() == second.replace('value="thing"', 'value="thing" prompt="box"')
+    room.post("/api/prompts", {"project": project, "label": "vest", "phrase": "bell \x07"}, 422)
+    actions = room.get(f"/api/audit?project={project}")["actions"]
+    assert {(item["action"], item["project"]) for item in actions} == {("add_prompt", project)}
+    assert "label thing" in actions[0]["detail"]

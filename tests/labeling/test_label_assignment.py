@@ -203,6 +203,20 @@ def test_the_detector_alone_says_how_sure_it_is() -> None:
     assert decide_label(make_record(), None, LabelScores()) is None
 
 
+@pytest.mark.parametrize(("probabilities", "score"), [({}, 0.5), ({"vest": 0.0}, 0.5), ({"vest": 0.9}, 0.9)])
+def test_what_is_found_by_text_is_as_certain_as_people_have_taught(
+    probabilities: dict[str, float], score: float
+) -> None:
+    abstains = LabelScores(replace(verdict("vest", 0.9), label=None, probabilities=probabilities), NEAREST)
+    record = make_record(score=0.5)
+    decision = decide_label(record, "vest", abstains, found_by_text=True)
+    assert decision
+    assert (decision.label, decision.score, decision.meta["detector_score"]) == ("vest", score, 0.5)
+    by_detector = decide_label(record, "vest", abstains)
+    assert by_detector
+    assert by_detector.score == 0.5
+
+
 def test_the_class_that_is_named_is_the_detector_s() -> None:
     """Not the label that the class is mapped to."""
     record = make_record(class_scores={"car": 3.0, "person": 1.0})
