@@ -37,7 +37,7 @@ from ml_backend.jobs.announce import announce
 from ml_backend.jobs.container import Container, job
 from ml_backend.jobs.job_list import CANCELLED
 from ml_backend.jobs.progress import report_progress
-from ml_backend.jobs.training_inputs import training_settings_digest
+from ml_backend.jobs.training_inputs import labels_found_by_text, training_settings_digest
 from ml_backend.jobs.training_queue import unread_before
 from ml_backend.label_studio.client import NotFound
 from ml_backend.label_studio.label_config import classes_for, parse_label_config
@@ -392,7 +392,10 @@ class TrainingRun:
             version = self._registry.advance(version, history=[], lineage={**version.lineage, "checkpoint": {}})
         start = self._start_checkpoint(version)
         replay = self._replay(reader)
-        data = dataclasses.replace(data, notes=(*data.notes, *replay.notes, *self._notes_on_text(data)))
+        found = labels_found_by_text(self._container.projects.patterns, self._project, data.annotations)
+        labels = ", ".join(sorted(found & set(data.trained_classes)))
+        by_text = (f"The text detector had found objects of: {labels}.",) if labels else ()
+        data = dataclasses.replace(data, notes=(*data.notes, *replay.notes, *by_text))
         version = self._registry.advance(
             version,
             state="training",
@@ -486,19 +489,6 @@ class TrainingRun:
         annotated = {split.content for split in SplitStore(self._container.storage).splits(self._project).values()}
         folder = self._folder / "replay"
         return sample_replay(reader, folder, annotated, self._settings.imgsz, self._watcher.should_stop)
-
-    def _notes_on_text(self, data: TrainingDataset) -> tuple[str, ...]:
-        """Say which of the trained labels the predictions of annotated tasks have by a search by text."""
-        store = self._container.projects.patterns
-        found = {
-            track.top_class
-            for task in data.annotations
-            for stored in store.tracks_of_project(self._project, task_id=task)
-            for track in stored.tracks.tracks
-            if stored.tracks.is_found_by_text(track)
-        }
-        labels = ", ".join(sorted(found & set(data.trained_classes)))
-        return (f"The text detector had found objects of {labels} for annotators.",) if labels else ()
 
     def _class_mapping(self) -> dict[str, Sequence[str]]:
         """Return label -> the detector classes that are mapped to it in predictions."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ml_backend.training.registry import MEASURED, Version
 
 if TYPE_CHECKING:
     from ml_backend.core.settings import Settings
+    from ml_backend.labeling.few_shot.pattern_store import PatternStore
     from ml_backend.training.review_store import AnnotatedTask
 
 
@@ -39,6 +40,17 @@ def is_unchanged_since(tasks: Mapping[int, AnnotatedTask], settings_digest: str,
         and used <= {str(number) for number in tasks}
         and not changed_since(tasks, last)
     )
+
+
+def labels_found_by_text(store: PatternStore, project_id: int, task_ids: Iterable[int]) -> set[str]:
+    """Return the labels of tracks that a search by text has found in the videos of tasks."""
+    return {
+        track.top_class
+        for task_id in task_ids
+        for stored in store.tracks_of_project(project_id, task_id=task_id)
+        for track in stored.tracks.tracks
+        if stored.tracks.is_found_by_text(track)
+    }
 
 
 def training_settings_digest(settings: Settings, base_sha256: str | None) -> str:

@@ -10,7 +10,8 @@ import pytest
 from ml_backend.core.errors import Conflict
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.container import Container
-from ml_backend.jobs.training_inputs import is_unchanged_since, training_settings_digest
+from ml_backend.jobs.training_inputs import is_unchanged_since, labels_found_by_text, training_settings_digest
+from ml_backend.tracking.track_record import SearchedFor, TrackRecord, TrackSet
 from ml_backend.training.registry import Version
 from ml_backend.training.review_store import AnnotatedTask, ReviewStore
 from tests.server.control import annotated, refused
@@ -73,3 +74,14 @@ def test_what_only_the_job_can_tell(trained: Container) -> None:
     assert not unchanged(last, unread=["2"]), "a video could not be read"
     assert not unchanged(last, annotations={"1": 1, "2": 2}), "no event has told of task 2"
     assert not unchanged(last, settings=None), "trained by an older release"
+
+
+def test_labels_that_were_found_by_text(trained: Container) -> None:
+    store = trained.projects.patterns
+    for task, label in enumerate(("vest", "crane", "person"), start=1):
+        track = TrackRecord(1, 0, 50, 0.6, {label: 5.0, "helmet": 1.0}, {}, ())
+        searched = SearchedFor("a", {"vest": ("yellow vest",), "crane": ("crane",), "helmet": ("helmet",)})
+        tracks = TrackSet((track,), ("person", *searched.labels), False, 640, 360, 50, searched=searched)
+        store.save_tracks(f"key {task}", 7, task, 0, f"/data/{task}.mp4", tracks)
+    assert labels_found_by_text(store, 7, (1, 3)) == {"vest"}
+    assert labels_found_by_text(store, 8, (1, 2, 3)) == set()

@@ -475,7 +475,7 @@ def test_a_button_with_scripts_answers_a_notice(hostile: Room) -> None:
         "/ui/do/export", data={"project": "7", "format": "coco", "predictions": "none"}, headers={"HX-Request": "true"}
     )
     assert answer.get_data(as_text=True).strip() == "", "the part of notices says it"
-    assert answer.headers["HX-Trigger"] == "changed, live-states"
+    assert answer.headers["HX-Trigger"] == "changed, live-states, live-export"
     assert kinds(hostile) == {"export_project"}
     text = page(hostile)
     assert 'hx-trigger="every 2s, changed from:body"' in text

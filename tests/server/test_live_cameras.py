@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from ml_backend.jobs.live_cameras import KEPT_S, SILENT_S
 from ml_backend.server.dashboard import texts
 from ml_backend.server.slow_clients import PICTURES
@@ -82,10 +84,11 @@ def test_a_lost_camera_says_why_and_shows_no_old_picture(room: Room) -> None:
         assert "does not run" in room.get(f"/api/cameras/{number}/picture", 503)["detail"]
 
 
-def test_a_camera_without_a_new_picture(room: Room) -> None:
+def test_a_camera_without_a_new_picture(room: Room, caplog: pytest.LogCaptureFixture) -> None:
     with camera(room, picture=b"", recorded=RECORDED | {"paused_because": "x" * 900}) as number:
         assert listed(room)[0]["recorded"]["paused_because"] == "x" * 500
         assert "shows nothing" in room.get(f"/api/cameras/{number}/picture", 503)["detail"]
+    assert "/picture" not in caplog.text, "it is asked for again and again"
 
 
 def test_a_process_that_was_killed_is_silent_and_then_forgotten(room: Room) -> None:

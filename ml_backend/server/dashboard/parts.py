@@ -86,7 +86,7 @@ class PagePart:
         context: returns its template's context.
         reload_on: changes that reload it: ``jobs``, ``states`` (of jobs, without their progress), ``status``, ``mode``,
             ``version`` (also at every epoch of a training), ``current`` (another version is in use), ``files``,
-            ``cameras``, or a kind of jobs. See :func:`change_digests`.
+            ``cameras``, a kind of jobs (see :func:`change_digests`), or a button that is pressed here.
         starts_job: whether rendering it may start a job.
         needs_project: whether it can only be rendered for a project.
     """
@@ -551,7 +551,7 @@ PARTS: Mapping[str, PagePart] = {
     "exemplars": PagePart(_exemplars),
     "exemplar": PagePart(_exemplar),
     "similar": PagePart(_similar, ("find_similar", "moments"), starts_job=True),
-    "text_search": PagePart(_text_search, ("search_text",), starts_job=True),
+    "text_search": PagePart(_text_search, ("search_text", "add_prompt"), starts_job=True),
     "versions": PagePart(_versions, ("version", "train")),
     "mode": PagePart(_mode, ("current", "mode", "train")),
     "auto": PagePart(_auto, ("jobs",)),

@@ -215,7 +215,8 @@ def do(name: str) -> Response:
     said = _render("page/said.html", answer=answer, button=name, **_context(state))
     response = Response(said) if scripted else _page(state, said)
     if scripted:
-        response.headers["HX-Trigger"] = "changed, live-states"  # the page polls at once
+        # The page polls at once, and reloads the parts that show what this button changes.
+        response.headers["HX-Trigger"] = f"changed, live-states, live-{name}"
     if jobs:
         set_requested(response, state.requested)
     return response
