@@ -318,24 +318,28 @@ def with_prompts(xml: str, label: str, prompts: Sequence[str]) -> str:
         label: a new one is added to the first video's labels.
 
     Raises:
-        ConfigError: see :func:`parse_label_config`; a description has characters that XML cannot hold.
+        ConfigError: see :func:`parse_label_config`; a description has characters that XML cannot hold, or the label
+            has the name of a field.
     """
-    first = parse_label_config(xml).video_controls[0]
+    controls = parse_label_config(xml).video_controls
+    videos = {"", *(control.to_name for control in controls)}
     text = xml.strip().encode()
     found: list[tuple[int, dict[str, str]]] = []
     ends: list[int] = []
-    open_labels: list[str] = []
+    open_labels: list[dict[str, str]] = []
     parser = expat.ParserCreate("utf-8")
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         attrs = {name.lower(): value for name, value in attributes.items()}
         if tag.lower() == "labels":
-            open_labels.append(attrs.get("name", ""))
-        elif tag.lower() == "label" and open_labels and label == (attrs.get("alias") or attrs.get("value")):
+            open_labels.append(attrs)
+            return
+        of_video = bool(open_labels) and open_labels[-1].get("toname", "") in videos
+        if tag.lower() == "label" and of_video and label == (attrs.get("alias") or attrs.get("value")):
             found.append((parser.CurrentByteIndex, attrs))
 
     def end(tag: str) -> None:
-        if tag.lower() == "labels" and open_labels.pop() == first.labels_name:
+        if tag.lower() == "labels" and open_labels.pop().get("name") == controls[0].labels_name:
             ends.append(parser.CurrentByteIndex)
 
     parser.StartElementHandler, parser.EndElementHandler = start, end
@@ -353,7 +357,8 @@ def with_prompts(xml: str, label: str, prompts: Sequence[str]) -> str:
         content = kept.rstrip(b"/> \t\r\n")
         text = text[:position] + content + attribute + kept[len(content) :] + text[position + len(tag) :]
     changed = text.decode()
-    parse_label_config(changed)
+    if label not in parse_label_config(changed).labels:
+        raise ConfigError(f"A label cannot be called {label}.", "Choose a name that does not begin with a dollar sign.")
     return changed
 
 

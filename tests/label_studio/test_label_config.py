@@ -227,6 +227,7 @@ ODD = """<View>
     <label VALUE="v" alias='vest' clip_prompt="old vest" background="red" />
     <Label value="한글" hotkey="k"></Label></Labels>
   <Choices name="c" toName="video"><Choice value="vest"/></Choices>
+  <Text name="text" value="$text"/><Labels name="words" toName="text"><Label value="verb"/></Labels>
   <Video name="video" value="$video"/><VideoRectangle name="box" toName="video"/>
 </View>"""
 
@@ -237,7 +238,8 @@ ODD = """<View>
         ("person", 'hint="a > b / c"/>', 'hint="a > b / c" prompt="a &amp; b|c"/>'),
         ("vest", 'clip_prompt="old vest" background="red" />', 'background="red" prompt="old vest|a &amp; b|c" />'),
         ("한글", 'hotkey="k"></Label>', 'hotkey="k" prompt="a &amp; b|c"></Label>'),
-        ("<new>", "</Labels>", '<Label value="&lt;new&gt;" prompt="a &amp; b|c"/></Labels>'),
+        ("<new>", "</Label></L", '</Label><Label value="&lt;new&gt;" prompt="a &amp; b|c"/></L'),
+        ("verb", "</Label></L", '</Label><Label value="verb" prompt="a &amp; b|c"/></L'),
     ],
 )
 def test_descriptions_are_added_and_the_rest_stays(label: str, before: str, after: str) -> None:
@@ -251,5 +253,7 @@ def test_descriptions_are_added_and_the_rest_stays(label: str, before: str, afte
 def test_descriptions_that_no_config_can_hold() -> None:
     with pytest.raises(ConfigError, match="well-formed"):
         with_prompts(ODD, "person", ["bell \x07"])
+    with pytest.raises(ConfigError, match="cannot be called"):
+        with_prompts(ODD, "$field", ["vest"])
     with pytest.raises(ConfigError, match="DOCTYPE"):
         with_prompts("<!DOCTYPE x>" + ODD, "person", ["vest"])
