@@ -186,7 +186,10 @@ def test_a_phrase_becomes_the_description_of_a_label(site: Make) -> None:
     problem = room.post("/api/prompts", body, 409)
     assert "changed meanwhile" in problem["detail"]
     assert room.post("/api/prompts", {**body, "config": config_digest(second)}) == {**told, "changed": False}
-    room.post("/api/prompts", {"project": project, "label": "thing", "phrase": "box"})
+    form = {"project": str(project), "label": "thing", "phrase": "box"}
+    for words in ("“thing” is described by: box", "“thing” already has this description."):
+        said = room.client.post("/ui/do/add_prompt", data=form, headers={"HX-Request": "true"}).get_data(as_text=True)
+        assert words in said
     assert config() == second.replace('value="thing"', 'value="thing" prompt="box"')
     room.post("/api/prompts", {"project": project, "label": "vest", "phrase": "bell \x07"}, 422)
     actions = room.get(f"/api/audit?project={project}")["actions"]
