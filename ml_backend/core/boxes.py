@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.core.types import Float64Array
+from ml_backend.core.types import Float64Array, IntArray
 
 Array = TypeVar("Array", bound=npt.NDArray[Any])
 
@@ -79,6 +80,29 @@ def iou_pairs(a: npt.ArrayLike, b: npt.ArrayLike) -> Float64Array:
 def iou_matrix(a: npt.ArrayLike, b: npt.ArrayLike) -> Float64Array:
     """Compute the ``(n, m)`` IoU of every box in ``a`` ``(n, 4)`` with every box in ``b`` ``(m, 4)``."""
     return iou_broadcast(_as_boxes(a, "a")[:, None, :], _as_boxes(b, "b")[None, :, :])
+
+
+def boxes_by_frame(
+    frames: Sequence[IntArray], xyxy: Sequence[npt.NDArray[np.floating]]
+) -> dict[int, tuple[IntArray, Float64Array]]:
+    """Return which tracks have a box on each frame, and these boxes.
+
+    Args:
+        frames: of each track, ``(n,)`` without repetitions.
+        xyxy: ``(n, 4)`` likewise.
+
+    Returns:
+        By frame, in order, the indices ``(k,)`` of the tracks, ascending, and their boxes ``(k, 4)``.
+    """
+    if not len(frames):
+        return {}
+    every = np.concatenate(frames)
+    tracks = np.repeat(np.arange(len(frames)), [len(own) for own in frames])
+    boxes = np.concatenate(xyxy).astype(np.float64)
+    order = np.argsort(every, kind="stable")
+    found, starts = np.unique(every[order], return_index=True)
+    parts = np.split(order, starts[1:])
+    return {frame: (tracks[rows], boxes[rows]) for frame, rows in zip(found.tolist(), parts, strict=True)}
 
 
 def scaled_size(width: int, height: int, scale: float) -> tuple[int, int]:

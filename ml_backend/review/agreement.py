@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ml_backend.core.boxes import box_area, intersection
+from ml_backend.core.boxes import box_area, boxes_by_frame, intersection
 from ml_backend.core.types import Float64Array, IntArray
 from ml_backend.label_studio.regions import MALFORMED, RegionKeys, stated_frames
 from ml_backend.tracking.metrics import Counts, Rows, count
@@ -100,8 +100,7 @@ def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> A
     """Compare two people's ``videorectangle`` results of one video. Malformed regions are left out."""
     frames = compared_frames([*a, *b])
     one, two = sampled_tracks(a, frames), sampled_tracks(b, frames)
-    overlap = np.array([[track_overlap(left, right) for right in two] for left in one]).reshape(len(one), len(two))
-    pairs = best_pairs(overlap)
+    pairs = best_pairs(track_overlaps(one, two))
     matched_a, matched_b = {i for i, _ in pairs}, {j for _, j in pairs}
     labels = tuple((one[i].label, two[j].label) for i, j in pairs)
     disputes = [replace(one[i].dispute(), b=two[j].label) for i, j in pairs if one[i].label != two[j].label]
@@ -171,16 +170,17 @@ def _rows(tracks: Sequence[SampledTrack]) -> Rows:
     return np.concatenate([np.zeros((0, 6)), *rows], dtype=np.float64)
 
 
-def track_overlap(a: SampledTrack, b: SampledTrack) -> float:
-    """Return the intersection over union of all boxes of two tracks."""
-    if not len(a.frames) or not len(b.frames) or a.frames[-1] < b.frames[0] or b.frames[-1] < a.frames[0]:
-        return 0.0
-    _, rows, others = np.intersect1d(a.frames, b.frames, assume_unique=True, return_indices=True)
-    if not len(rows):
-        return 0.0
-    shared = float(intersection(a.xyxy[rows], b.xyxy[others]).sum())
-    area = float(box_area(a.xyxy).sum() + box_area(b.xyxy).sum())
-    return shared / (area - shared) if area > shared else 0.0
+def track_overlaps(a: Sequence[SampledTrack], b: Sequence[SampledTrack]) -> Float64Array:
+    """Return the intersection over union ``(n, m)`` of all boxes of each track of ``a`` and each of ``b``."""
+    shared = np.zeros((len(a), len(b)))
+    others = boxes_by_frame([track.frames for track in b], [track.xyxy for track in b])
+    for frame, (rows, boxes) in boxes_by_frame([track.frames for track in a], [track.xyxy for track in a]).items():
+        if frame in others:
+            columns, near = others[frame]
+            shared[np.ix_(rows, columns)] += intersection(boxes[:, None], near[None])
+    areas, others_areas = (np.array([box_area(track.xyxy).sum() for track in tracks]) for tracks in (a, b))
+    union = areas[:, None] + others_areas[None] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 def best_pairs(overlap: Float64Array) -> list[tuple[int, int]]:

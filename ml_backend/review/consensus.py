@@ -15,7 +15,7 @@ import numpy as np
 from ml_backend.core.types import BoolArray
 from ml_backend.label_studio.regions import MALFORMED, Region, RegionKeys, stated_frames, visible_frames
 from ml_backend.label_studio.timeline import MAX_TIMELINE
-from ml_backend.review.agreement import SampledTrack, best_pairs, compared_frames, sampled_tracks, track_overlap
+from ml_backend.review.agreement import SampledTrack, best_pairs, compared_frames, sampled_tracks, track_overlaps
 from ml_backend.review.region_repairs import keyframe_sequence
 from ml_backend.review.repair_json import RepairJson, digest
 
@@ -240,11 +240,11 @@ def _objects(
 
 def _matched(objects: Sequence[Mapping[str, SampledTrack]], tracks: Sequence[SampledTrack]) -> dict[int, SampledTrack]:
     """Return the tracks that show an object which is known already, by its index."""
-    overlap = [
-        [np.mean([track_overlap(member, track) for member in members.values()]) for track in tracks]
-        for members in objects
-    ]
-    pairs = best_pairs(np.array(overlap, np.float64).reshape(len(objects), len(tracks)))
+    members = [(owner, track) for owner, own in enumerate(objects) for track in own.values()]
+    owners = np.array([owner for owner, _ in members], np.int64)
+    overlap = np.zeros((len(objects), len(tracks)))
+    np.add.at(overlap, owners, track_overlaps([track for _, track in members], tracks))
+    pairs = best_pairs(overlap / np.bincount(owners, minlength=len(objects))[:, None])
     return {index: tracks[number] for index, number in pairs}
 
 

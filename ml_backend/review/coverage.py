@@ -97,8 +97,7 @@ def _uncovered_tracks(evidence: Evidence) -> list[Track]:
     labels = {number: video.class_labels.get(name, "") for number, name in video.class_names.items()}
     # A label that no class has may be of any class.
     owner = {track.track_id: track.label if track.label in labels.values() else "" for track in video.tracks}
-    tracker, assembler = Tracker("tracktrack", video.fps), TrackAssembler(video.fps, video.class_names, *size, settings)
-    tracks: list[Track] = []
+    uncovered: dict[int, Detections] = {}
     for frame in sorted(detections):
         found = detections[frame]
         ids, boxes = evidence.rows_by_frame.get(frame, (np.zeros(0, np.int64), np.zeros((0, 4))))
@@ -108,12 +107,17 @@ def _uncovered_tracks(evidence: Evidence) -> list[Track]:
         same = (wanted[:, None] == owners) | (owners == "")
         free = (iou < np.where(same, SUPPORTS_IOU, OTHER_LABEL_IOU)).all(axis=1)
         free &= ~parts(found) & (wanted != "")
-        rest = Detections(
+        uncovered[frame] = Detections(
             found.xyxy[free],
             found.conf[free],
             found.class_id[free],
             None if found.colours is None else found.colours[free],
         )
+    if max((float(rest.conf.max(initial=0.0)) for rest in uncovered.values()), default=0.0) < SURE:
+        return []  # a track is at most as sure as its surest detection
+    tracker, assembler = Tracker("tracktrack", video.fps), TrackAssembler(video.fps, video.class_names, *size, settings)
+    tracks: list[Track] = []
+    for frame, rest in uncovered.items():
         tracks += assembler.push(frame, tracker.update(FrameFeatures(frame, rest)))
     tracks += assembler.close()
     sure = [track for track in tracks if track.score >= SURE and len(track) >= SURE_S * video.fps]
@@ -139,7 +143,7 @@ def _frozen(
                 continue
             start, end = _still(track, first, last)
             outside = [
-                apart(track.xyxy[row].astype(np.float64), other.xyxy[at].astype(np.float64))
+                float(apart(track.xyxy[row].astype(np.float64), other.xyxy[at].astype(np.float64)))
                 for row, at in ((start, 0), (min(end + 1, len(track) - 1), -1))
             ]
             travelled = float(np.linalg.norm(np.diff(centres(track.xyxy[[start, end]]), axis=0)))

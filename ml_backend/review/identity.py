@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -11,13 +11,13 @@ from itertools import combinations
 import numpy as np
 
 from ml_backend.core.boxes import iou_matrix
-from ml_backend.core.types import Float64Array, Track
-from ml_backend.labeling.few_shot.identity_jumps import weakest_link
+from ml_backend.core.types import Float64Array, IntArray, Track
+from ml_backend.labeling.few_shot.identity_jumps import weakest_links
 from ml_backend.review.finding import Finding
 from ml_backend.review.repairs import Delete, Join, SplitAt, SwapFrom, apply_repair
-from ml_backend.review.video import Evidence, ReviewVideo, likeness
+from ml_backend.review.video import Evidence, ReviewVideo
 from ml_backend.tracking.assembly import DUPLICATE_IOU, DUPLICATE_IOU_CLASSES, DUPLICATE_SHARE, MAX_GAP_S
-from ml_backend.tracking.box_motion import JUMP, apart, predicted, runs, steps
+from ml_backend.tracking.box_motion import JUMP, apart, predicted, reach_of_motion, runs, steps
 from ml_backend.tracking.stitch import best_pairs
 from ml_backend.tracking.tracklet import Tracklet
 
@@ -33,6 +33,8 @@ BLEND_S = 0.2
 FITS = 0.7
 #: Longest gap in a life, seconds; the assembler has joined what it could over 2 s.
 GAP_S = 3.0
+#: Frames whose motion is predicted at once, in bounded memory.
+BLOCK = 20_000
 #: Views on either side of an exchange, and other tracks, that are compared.
 NEAREST, COMPARED = 4, 40
 #: Seconds that a part of a track lasts in which its views show another object.
@@ -117,103 +119,127 @@ class _Exchanges:
 
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
-        self._predicted = lru_cache(maxsize=100_000)(self._predict)
+        self._motion = lru_cache(maxsize=500)(self._predict)
 
-    def odds(self, track: Track, ends: Track | None, begins: Track | None, frame: int) -> float:
-        """Return the log-odds of an exchange; ``-inf`` if there is nothing to compare.
+    def odds(self, track: Track, ends: Track | None, begins: Track | None, frames: IntArray) -> Float64Array:
+        """Return the log-odds ``(k,)`` of an exchange at each frame; ``-inf`` where they are below 0 for certain.
 
         Args:
-            ends, begins: the other track before and from ``frame`` on: the same one if it goes on.
+            ends, begins: the other track before and from the frame on: the same one if it goes on.
+            frames: ``(k,)``.
         """
-        own = self._predicted(track.track_id, frame, True), self._predicted(track.track_id, frame, False)
-        other = [
-            None if part is None else self._predicted(part.track_id, frame, before)
-            for part, before in ((ends, True), (begins, False))
+        own = self.boxes(track, frames, before=True), self.boxes(track, frames, before=False)
+        other = self.boxes(ends, frames, before=True), self.boxes(begins, frames, before=False)
+        crossed = -apart(np.stack([other[0], own[0]]), np.stack([own[1], other[1]]))
+        rest = -apart(*other) if ends is begins else np.full(len(frames), np.nan)
+        motion = _exchange_gain(-apart(*own), rest, crossed)
+        possible = (SWAP_MOTION * motion + SWAP_VIEWS > SWAP_PRIOR) & np.isfinite(own).all(axis=(0, 2))
+        possible &= np.isfinite(crossed).any(axis=0)
+        if ends is not begins:
+            possible &= ~(crossed < -FITS).any(axis=0)
+        odds = np.full(len(frames), -np.inf)
+        if possible.any():
+            alike = self._views_gain(track, ends, begins, frames[possible])
+            odds[possible] = (
+                SWAP_MOTION * np.minimum(motion[possible], 1.5) + SWAP_VIEWS * alike.clip(-1, 1) - SWAP_PRIOR
+            )
+        return odds
+
+    def boxes(self, track: Track | None, frames: IntArray, *, before: bool) -> Float64Array:
+        """Return where motion leads a track ``(k, 4)`` at some frames; NaN where it does not, or without a track."""
+        if track is None:
+            return np.full((len(frames), 4), np.nan)
+        first, motion = self._motion(track.track_id, before)
+        rows = frames - first
+        known = (rows >= 0) & (rows < len(motion))
+        return np.where(known[:, None], motion[rows.clip(0, len(motion) - 1)], np.nan)
+
+    def _predict(self, track_id: int, before: bool) -> tuple[int, Float64Array]:
+        """Return the first frame, and the predicted boxes ``(k, 4)`` from there on."""
+        track, fps = self._evidence.by_id[track_id], self._evidence.video.fps
+        reach = reach_of_motion(fps)
+        first, end = int(track.frames[0]) - reach, int(track.frames[-1]) + reach + 1
+        parts = [np.arange(start, min(start + BLOCK, end)) for start in range(first, end, BLOCK)]
+        return first, np.concatenate([predicted(track, part, fps, before=before) for part in parts])
+
+    def _views_gain(self, track: Track, ends: Track | None, begins: Track | None, frames: IntArray) -> Float64Array:
+        """Return how much more alike ``(k,)`` the last views before each frame and the first from it on would be."""
+        views = [
+            self._evidence.views[part.track_id] for part in (track, ends, begins) if part and self._has_views(part)
         ]
-        if own[0] is None or own[1] is None or all(part is None for part in other):
-            return -np.inf
-        if ends is not begins and any(
-            apart(a, b) > FITS for a, b in ((other[0], own[1]), (own[0], other[1])) if a is not None and b is not None
-        ):
-            return -np.inf
-        motion = _exchange_gain([own[0], own[1], *other], ends is begins, lambda a, b: -apart(a, b))
-        if motion < -1:
-            return -np.inf
-        views = [*self._views(track, track, frame), *self._views(ends, begins, frame)]
-        alike = _exchange_gain(views, ends is begins, likeness)
-        return SWAP_MOTION * min(motion, 1.5) + SWAP_VIEWS * float(np.clip(alike, -1, 1)) - SWAP_PRIOR
+        seen = np.concatenate([np.zeros(0, np.int64), *(item.frames for item in views)])
+        # From one view to the next the same ones are compared.
+        between = np.searchsorted(np.unique(seen), frames)
+        _, rows, inverse = np.unique(between, return_index=True, return_inverse=True)
+        own, other = (
+            (self._mean_views(a, frames[rows], before=True), self._mean_views(b, frames[rows], before=False))
+            for a, b in ((track, track), (ends, begins))
+        )
+        crossed = np.stack([(a * b).sum(axis=1) for a, b in ((other[0], own[1]), (own[0], other[1]))])
+        rest = (other[0] * other[1]).sum(axis=1) if ends is begins else np.full(len(rows), np.nan)
+        return _exchange_gain((own[0] * own[1]).sum(axis=1), rest, crossed)[inverse]
 
-    def distance(self, a: Track, b: Track, frame: int) -> float:
-        """Return how far two tracks are apart just before a frame, in box sizes."""
-        ends = [self._predicted(track.track_id, frame, True) for track in (a, b)]
-        return np.inf if ends[0] is None or ends[1] is None else apart(ends[0], ends[1])
+    def _has_views(self, track: Track) -> bool:
+        return track.track_id in self._evidence.views
 
-    def _predict(self, track_id: int, frame: int, before: bool) -> Float64Array | None:
-        return predicted(self._evidence.by_id[track_id], frame, self._evidence.video.fps, before=before)
-
-    def _views(self, ends: Track | None, begins: Track | None, frame: int) -> Iterator[Float64Array | None]:
-        """Yield the last views before a frame and the first from it on."""
-        for track, before in ((ends, True), (begins, False)):
-            views = None if track is None else self._evidence.views.get(track.track_id)
-            if views is None:
-                yield None
-                continue
-            cut = int(np.searchsorted(views.frames, frame))
-            rows = views.unit[max(0, cut - NEAREST) : cut] if before else views.unit[cut : cut + NEAREST]
-            yield rows if len(rows) else None
+    def _mean_views(self, track: Track | None, frames: IntArray, *, before: bool) -> Float64Array:
+        """Return the mean view ``(k, d)`` next to each frame, NaN without one; ``(k, 1)`` without any."""
+        if track is None or not self._has_views(track):
+            return np.full((len(frames), 1), np.nan)
+        views = self._evidence.views[track.track_id]
+        means = np.full((len(frames), views.unit.shape[1]), np.nan)
+        for mean, cut in zip(means, np.searchsorted(views.frames, frames).tolist(), strict=True):
+            near = views.unit[max(0, cut - NEAREST) : cut] if before else views.unit[cut : cut + NEAREST]
+            if len(near):
+                mean[:] = near.mean(axis=0)
+        return means
 
 
 #: Weights of motion, in box sizes, and of likeness of views, and how rare exchanges are.
 SWAP_MOTION, SWAP_VIEWS, SWAP_PRIOR = 4.0, 3.0, 2.5
 
 
-def _exchange_gain(
-    parts: Sequence[Float64Array | None], same: bool, likeness_of: Callable[[Float64Array, Float64Array], float]
-) -> float:
-    """Return how much better two tracks go on if they are exchanged; 0 where too little is known.
+def _exchange_gain(straight: Float64Array, rest: Float64Array, crossed: Float64Array) -> Float64Array:
+    """Return how much better ``(k,)`` two tracks go on if they are exchanged; 0 where too little is known.
+
+    All are likenesses, NaN where unknown.
 
     Args:
-        parts: the first track before and after, then the second one; a part of the second may be missing.
-        same: whether the second track goes on; if not, the first one tells how well tracks do.
+        straight: ``(k,)`` of the first track before and after.
+        rest: ``(k,)`` of the second one; where it is unknown the first one tells how well tracks do.
+        crossed: ``(2, k)`` of the second one before and the first one after, and the other way round.
     """
-    a_before, a_after, b_before, b_after = parts
-    if a_before is None or a_after is None:
-        return 0.0
-    straight = likeness_of(a_before, a_after)
-    crossed = [
-        likeness_of(before, after)
-        for before, after in ((b_before, a_after), (a_before, b_after))
-        if before is not None and after is not None
-    ]
-    if not crossed:
-        return 0.0
-    if same and b_before is not None and b_after is not None:
-        return sum(crossed) - straight - likeness_of(b_before, b_after)
-    return 2 * (float(np.mean(crossed)) - straight)
+    known = np.isfinite(crossed)
+    mean = np.where(known, crossed, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    alone = np.where(known.any(axis=0), 2 * (mean - straight), 0.0)
+    return np.nan_to_num(np.where(np.isfinite(rest), crossed.sum(axis=0) - straight - rest, alone))
 
 
 def _swaps(evidence: Evidence, meetings: dict[Pair, list[int]], exchanges: _Exchanges) -> Iterator[Finding]:
     reach = max(2, round(MEET_S * evidence.video.fps))
     for (a_id, b_id), met in meetings.items():
         a, b = evidence.by_id[a_id], evidence.by_id[b_id]
+        begin = max(int(track.frames[0]) for track in (a, b)) + reach  # both go on
+        end = min(int(track.frames[-1]) for track in (a, b)) - reach
         near = np.unique(np.add.outer(met, np.arange(-reach, reach + 1)))
         for first, last in runs(np.isin(np.arange(near[0], near[-1] + 1), near)):
-            frames = [f for f in range(int(near[0]) + first, int(near[0]) + last + 1, 2) if _both_go_on(a, b, f, reach)]
-            scored = [(odds, f) for f in frames if (odds := exchanges.odds(a, b, b, f)) > 0]
-            if not scored:
+            frames = np.arange(near[0] + first, near[0] + last + 1, 2)
+            frames = frames[(frames >= begin) & (frames <= end)]
+            odds = exchanges.odds(a, b, b, frames)
+            scored = frames[odds > 0]
+            if not len(scored):
                 continue
-            best, frame = max(scored)
+            best, frame = max(zip(odds.tolist(), frames.tolist(), strict=True))
             # An exchange from one frame to the next is seen exactly; smoothed boxes only tell about when.
-            cut, sharpest = min((_cut(a, b, f), f) for _, middle in scored for f in (middle - 1, middle, middle + 1))
-            sharp = cut < -max(SHARP, exchanges.distance(a, b, frame))
+            cuts = np.unique(np.add.outer(scored, (-1, 0, 1)))
+            cut, sharpest = min(zip(_cut(a, b, cuts).tolist(), cuts.tolist(), strict=True))
+            at = np.array([frame])
+            distance = float(apart(exchanges.boxes(a, at, before=True), exchanges.boxes(b, at, before=True))[0])
+            sharp = cut < -max(SHARP, distance)
             frame = sharpest if sharp else frame
             blend = 0 if sharp else _blend(evidence, (a, b), frame)
             reason = "Two tracks seem to exchange their objects where they meet."
             yield _exchange((a_id, b_id), frame, best, reason, SwapFrom(a_id, b_id, frame, blend))
-
-
-def _both_go_on(a: Track, b: Track, frame: int, reach: int) -> bool:
-    return all(track.frames[0] + reach <= frame <= track.frames[-1] - reach for track in (a, b))
 
 
 def _blend(evidence: Evidence, tracks: Sequence[Track], frame: int) -> int:
@@ -245,43 +271,52 @@ def _takeovers(evidence: Evidence, exchanges: _Exchanges) -> Iterator[Finding]:
         begun = [track for near in around for track in begin_at.get(near, [])] if ended else begin_at[frame]
         options: list[tuple[Track | None, Track | None]] = [(e, b) for e in ended for b in begun if e is not b]
         options += [(e, None) for e in ended] + [(None, b) for b in begin_at.get(frame, [])]
-        ids = evidence.rows_by_frame[frame][0] if frame in evidence.rows_by_frame else np.zeros(0, np.int64)
+        ids = evidence.rows_by_frame[frame][0].tolist() if frame in evidence.rows_by_frame else ()
+        going = [evidence.by_id[number] for number in ids]
+        going = [track for track in going if track.frames[0] < frame - reach <= frame + reach < track.frames[-1]]
+        if not going:
+            continue
+        near = np.array([frame - 2, frame, frame + 2])
+        befores, afters = (
+            np.stack([exchanges.boxes(track, near, before=before) for track in going]) for before in (True, False)
+        )
         best: tuple[float, Finding] | None = None
-        for track_id in ids.tolist():
-            track = evidence.by_id[track_id]
-            for ends, begins in options:
-                if track in (ends, begins) or not track.frames[0] < frame - reach <= frame + reach < track.frames[-1]:
+        for ends, begins in options:
+            other = ends or begins
+            # Most go on elsewhere: what odds() finds impossible, for all tracks at once.
+            away = apart(exchanges.boxes(ends, near, before=True), afters) > FITS
+            away |= apart(befores, exchanges.boxes(begins, near, before=False)) > FITS
+            for row in np.flatnonzero(~away.all(axis=1)).tolist():
+                track = going[row]
+                if track in (ends, begins) or other is None:
                     continue
-                found = max((exchanges.odds(track, ends, begins, f), f) for f in (frame - 2, frame, frame + 2))
-                other = ends or begins
-                if found[0] > 0 and other is not None and (best is None or found[0] > best[0]):
-                    repair = SwapFrom(track_id, other.track_id, frame, _blend(evidence, [track], frame))
+                found = float(exchanges.odds(track, ends, begins, near).max())
+                if found > 0 and (best is None or found > best[0]):
+                    repair = SwapFrom(track.track_id, other.track_id, frame, _blend(evidence, [track], frame))
                     tracks = tuple(part.track_id for part in (track, ends, begins) if part is not None)
                     reason = "The track seems to go over to the object of another one, which ends or begins here."
-                    best = found[0], _exchange(tracks, frame, found[0], reason, repair)
+                    best = found, _exchange(tracks, frame, found, reason, repair)
         if best:
             yield best[1]
 
 
-def _cut(a: Track, b: Track, frame: int) -> float:
-    """Return how far boxes are from the other track's just before: smallest where the two were exchanged."""
-    rows = [int(np.searchsorted(track.frames, frame)) for track in (a, b)]
-    if not all(0 < row < len(track) for row, track in zip(rows, (a, b), strict=True)):
-        return np.inf
-    (i, j) = rows
-    boxes = a.xyxy.astype(np.float64), b.xyxy.astype(np.float64)
-    crossed = apart(boxes[0][i - 1], boxes[1][j]) + apart(boxes[1][j - 1], boxes[0][i])
-    return crossed - apart(boxes[0][i - 1], boxes[0][i]) - apart(boxes[1][j - 1], boxes[1][j])
+def _cut(a: Track, b: Track, frames: IntArray) -> Float64Array:
+    """Return how far ``(k,)`` boxes are from the other track's just before: smallest where the two were exchanged."""
+    rows = [np.searchsorted(track.frames, frames) for track in (a, b)]
+    inside = (rows[0] > 0) & (rows[0] < len(a)) & (rows[1] > 0) & (rows[1] < len(b))
+    (a0, a1), (b0, b1) = (
+        [track.xyxy[(row + step).clip(0, len(track) - 1)].astype(np.float64) for step in (-1, 0)]
+        for track, row in zip((a, b), rows, strict=True)
+    )
+    return np.where(inside, apart(a0, b1) + apart(b0, a1) - apart(a0, a1) - apart(b0, b1), np.inf)
 
 
 def _identity_jumps(evidence: Evidence) -> Iterator[Finding]:
     """Yield tracks whose earlier and later views are less alike than other tracks' are."""
     fps = evidence.video.fps
-    for track_id, views in evidence.views.items():
-        others = [other.looks for number, other in evidence.views.items() if number != track_id]
-        others = others[:: -(-len(others) // COMPARED) or 1]
-        weakest = weakest_link(views.looks, others)
-        if weakest is None:
+    links = weakest_links([views.looks for views in evidence.views.values()], COMPARED)
+    for (track_id, views), weakest in zip(evidence.views.items(), links, strict=True):
+        if weakest is None or JUMP_VIEWS * weakest.deviations + JUMP_MOTION * MAX_BREAK < JUMP_PRIOR:
             continue
         track = evidence.by_id[track_id]
         if len(track) < 2 * PART_S * fps:
@@ -293,12 +328,16 @@ def _identity_jumps(evidence: Evidence) -> Iterator[Finding]:
         rows = np.flatnonzero(inside)
         if not len(rows):
             continue
-        broken = [(_break(track, int(track.frames[row]), fps), -abs(row - rows.mean()), row) for row in rows]
-        residual, _, row = max(broken)
+        moments = track.frames[rows]
+        ends = [predicted(track, moments, fps, before=before) for before in (True, False)]
+        broken = np.nan_to_num(apart(*ends))
+        middle = -np.abs(rows - rows.mean())
+        residual, _, row = max(zip(broken.tolist(), middle.tolist(), rows.tolist(), strict=True))
         step = steps(track.frames, track.xyxy, evidence.video.width, evidence.video.height)[rows - 1]
         if step.max() > SHARP:
             row = rows[step.argmax()]
-        score = 1 / (1 + np.exp(-(JUMP_VIEWS * weakest.deviations + JUMP_MOTION * min(residual, 1.5) - JUMP_PRIOR)))
+        odds = JUMP_VIEWS * weakest.deviations + JUMP_MOTION * min(residual, MAX_BREAK) - JUMP_PRIOR
+        score = 1 / (1 + np.exp(-odds))
         if score >= 0.5:
             frame = int(track.frames[row])
             yield Finding(
@@ -312,14 +351,8 @@ def _identity_jumps(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
-#: Weights of the views' standard deviations and of motion, in box sizes, and how rare jumps are.
-JUMP_VIEWS, JUMP_MOTION, JUMP_PRIOR = 1.5, 2.0, 4.5
-
-
-def _break(track: Track, frame: int, fps: float) -> float:
-    """Return how far a track is from where its motion before ``frame`` leads, in box sizes."""
-    before, after = predicted(track, frame, fps, before=True), predicted(track, frame, fps, before=False)
-    return 0.0 if before is None or after is None else apart(before, after)
+#: Weights of the views' standard deviations and of motion, in box sizes up to ``MAX_BREAK``, and how rare jumps are.
+JUMP_VIEWS, JUMP_MOTION, JUMP_PRIOR, MAX_BREAK = 1.5, 2.0, 4.5, 1.5
 
 
 def _broken_lives(evidence: Evidence) -> Iterator[Finding]:
@@ -407,7 +440,7 @@ def _seen_again(evidence: Evidence) -> Iterator[tuple[Track, Track]]:
     alike = np.where(possible, np.nan_to_num(late @ early.T, nan=-np.inf), -np.inf)
     for i, j in np.argwhere(alike == alike.max(axis=1, keepdims=True, initial=ALIKE)).tolist():
         others = np.concatenate([np.delete(alike[i], j), np.delete(alike[:, j], i)])
-        distance = apart(tracks[i].xyxy[-1].astype(np.float64), tracks[j].xyxy[0].astype(np.float64))
+        distance = float(apart(tracks[i].xyxy[-1].astype(np.float64), tracks[j].xyxy[0].astype(np.float64)))
         if alike[i, j] - others.max(initial=-np.inf) >= DISTINCT and distance <= FITS + REACH_PER_S * gaps_s[i, j]:
             yield tracks[i], tracks[j]
 

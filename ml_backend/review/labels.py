@@ -11,7 +11,7 @@ from ml_backend.core.boxes import iou_matrix
 from ml_backend.core.types import Track
 from ml_backend.review.finding import Finding
 from ml_backend.review.repairs import Relabel
-from ml_backend.review.video import Evidence, likeness
+from ml_backend.review.video import Evidence
 
 #: IoU from which a detection tells the class of a track's box.
 SAME_IOU = 0.5
@@ -70,11 +70,11 @@ def _class_shares(evidence: Evidence) -> dict[int, Mapping[str, float]]:
             continue
         ids, boxes = evidence.rows_by_frame[frame]
         iou = iou_matrix(boxes, found.xyxy)
-        for row, track_id in enumerate(ids.tolist()):
-            near = np.flatnonzero(iou[row] >= SAME_IOU)
-            if len(near):
-                best = near[np.argmax(iou[row, near] * found.conf[near])]
-                votes[track_id][video.class_names.get(int(found.class_id[best]), "object")] += float(found.conf[best])
+        likely = np.where(iou >= SAME_IOU, iou * found.conf, -1.0)
+        best = likely.argmax(axis=1)
+        for row in np.flatnonzero(likely.max(axis=1) >= 0).tolist():
+            name = video.class_names.get(int(found.class_id[best[row]]), "object")
+            votes[int(ids[row])][name] += float(found.conf[best[row]])
     shares: dict[int, Mapping[str, float]] = {}
     for track in video.tracks:
         scores: Mapping[str, float] = votes[track.track_id] if video.detections else track.class_scores
@@ -117,14 +117,14 @@ def _class_evidence(own: Mapping[str, float], label: str, known: Mapping[str, Ma
 
 def _view_evidence(evidence: Evidence, track: Track, seen: Mapping[str, Sequence[Track]]) -> dict[str, float]:
     """Return for each label how alike the views of the track and of the label's most similar other tracks are."""
-    own = evidence.views.get(track.track_id)
+    own = evidence.mean_views.get(track.track_id)
     if own is None:
         return {}
     out = {}
     for name, tracks in seen.items():
         others = [other.track_id for other in tracks if other is not track]
         others = others[:: -(-len(others) // COMPARED) or 1]
-        found = [likeness(own.unit, evidence.views[number].unit) for number in others]
+        found = [float(own @ evidence.mean_views[number]) for number in others]
         if len(found) >= NEAREST:
             out[name] = float(np.mean(sorted(found)[-NEAREST:]))
     return out

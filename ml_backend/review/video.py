@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ml_backend.core.boxes import iou_matrix
+from ml_backend.core.boxes import boxes_by_frame, iou_matrix
 from ml_backend.core.types import Detections, Float64Array, IntArray, Track
 from ml_backend.embeddings.crop_embeddings import CropEmbedding
 from ml_backend.labeling.few_shot.identity_jumps import TrackViews, centred
@@ -56,17 +56,13 @@ class Views:
     Attributes:
         frames: ``(m,)``.
         looks: embeddings and colours.
-        unit: ``(m, d)`` both, less those of the video's mean view, so that products of rows are likeness, -1 to 1.
+        unit: ``(m, d)`` both, less those of the video's mean view, so that products of rows are likeness, -1 to 1, and
+            products of rows' means the mean likeness.
     """
 
     frames: IntArray
     looks: TrackViews
     unit: Float64Array
-
-
-def likeness(a: Float64Array, b: Float64Array) -> float:
-    """Return the mean likeness of views ``(m, d)`` and ``(n, d)``, rows of :attr:`Views.unit`."""
-    return float(a.mean(axis=0) @ b.mean(axis=0))
 
 
 class Evidence:
@@ -81,16 +77,9 @@ class Evidence:
     def rows_by_frame(self) -> dict[int, tuple[IntArray, Float64Array]]:
         """Track ids ``(n,)`` and boxes ``(n, 4)`` of each frame with boxes."""
         tracks = self.video.tracks
-        if not tracks:
-            return {}
-        frames = np.concatenate([track.frames for track in tracks])
-        ids = np.repeat([track.track_id for track in tracks], [len(track) for track in tracks])
-        xyxy = np.concatenate([track.xyxy for track in tracks]).astype(np.float64)
-        order = np.argsort(frames, kind="stable")
-        found, starts = np.unique(frames[order], return_index=True)
-        return {
-            int(frame): (ids[rows], xyxy[rows]) for frame, rows in zip(found, np.split(order, starts[1:]), strict=True)
-        }
+        ids = np.array([track.track_id for track in tracks], np.int64)
+        found = boxes_by_frame([track.frames for track in tracks], [track.xyxy for track in tracks])
+        return {frame: (ids[rows], boxes) for frame, (rows, boxes) in found.items()}
 
     @cached_property
     def support(self) -> dict[int, Float64Array]:
@@ -114,8 +103,10 @@ class Evidence:
                 continue
             iou = iou_matrix(boxes, [crop.xyxy])[:, 0]
             best = int(iou.argmax())
-            others = iou_matrix(np.delete(boxes, best, axis=0), boxes[best : best + 1])
-            if iou[best] >= SHOWS_IOU and others.max(initial=0.0) < SHARED_IOU:
+            if iou[best] < SHOWS_IOU:
+                continue
+            others = iou_matrix(boxes, boxes[best : best + 1])[:, 0]
+            if np.delete(others, best).max(initial=0.0) < SHARED_IOU:
                 chosen.setdefault(int(ids[best]), []).append((crop.frame, crop))
         frames: dict[int, IntArray] = {}
         looks: dict[int, TrackViews] = {}
@@ -133,3 +124,8 @@ class Evidence:
             track_id: Views(frames[track_id], look, np.concatenate(centred(look, centre), axis=1) / np.sqrt(2))
             for track_id, look in looks.items()
         }
+
+    @cached_property
+    def mean_views(self) -> dict[int, Float64Array]:
+        """Mean of each track's views ``(d,)``, by track id."""
+        return {track_id: views.unit.mean(axis=0) for track_id, views in self.views.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -69,40 +68,43 @@ def runs(mask: BoolArray) -> Iterator[tuple[int, int]]:
         yield first, end - 1
 
 
-def predicted(track: Track, frame: int, fps: float, *, before: bool) -> Float64Array | None:
-    """Return the box ``(4,)`` at a moment just before ``frame``, from the motion before it or after it.
+def predicted(track: Track, frames: IntArray, fps: float, *, before: bool) -> Float64Array:
+    """Return the boxes ``(k, 4)`` at moments just before some frames, from the motion before each or after it.
 
-    ``None`` if the track has no boxes there.
+    NaN where the track has no boxes there.
+
+    Args:
+        frames: ``(k,)``.
     """
     length, guard = max(3, round(FIT_S * fps)), round(GUARD_S * fps)
-    edge = int(np.searchsorted(track.frames, frame))
-    rows = (
-        slice(max(0, edge - guard - length), max(0, edge - guard))
-        if before
-        else slice(edge + guard, edge + guard + length)
-    )
-    frames = track.frames[rows]
-    if not len(frames):
-        return None
-    if abs(int(frames[-1 if before else 0]) - frame) > 3 * (guard + length):
-        return None
-    t = frames - (frame - 0.5)
-    boxes = track.xyxy[rows].astype(np.float64)
-    mean = float(t.sum()) / len(t)
-    around = t - mean
+    edges = np.searchsorted(track.frames, frames)[:, None]
+    rows = edges - guard - length + np.arange(length) if before else edges + guard + np.arange(length)
+    inside = (rows >= 0) & (rows < len(track))
+    rows = rows.clip(0, len(track) - 1)
+    nearest = rows[:, -1 if before else 0]
+    known = inside.any(axis=1) & (np.abs(track.frames[nearest] - frames) <= reach_of_motion(fps))
+    count = np.maximum(inside.sum(axis=1, keepdims=True), 1)
+    t = np.where(inside, track.frames[rows] - (frames[:, None] - 0.5), 0.0)
+    boxes = np.where(inside[..., None], track.xyxy[rows].astype(np.float64), 0.0)
+    mean = t.sum(axis=1, keepdims=True) / count
+    around = np.where(inside, t - mean, 0.0)
     # Shrunk towards standing still: a velocity from a few frames is mostly noise.
-    spread = (float(around @ around) + (0.1 * fps) ** 2) / len(t)
-    velocity = (around @ boxes) / len(t) / spread
-    out: Float64Array = boxes.sum(axis=0) / len(t) - velocity * mean
+    spread = ((around**2).sum(axis=1, keepdims=True) + (0.1 * fps) ** 2) / count
+    velocity = (around[:, None] @ boxes)[:, 0] / count / spread
+    out: Float64Array = np.where(known[:, None], boxes.sum(axis=1) / count - velocity * mean, np.nan)
     return out
 
 
-def apart(a: Float64Array, b: Float64Array) -> float:
-    """Return how far two boxes ``(4,)`` are apart, in box sizes; another size counts, too."""
-    # Plain numbers: this is asked for hundreds of thousands of single pairs.
-    ax1, ay1, ax2, ay2 = a.tolist()
-    bx1, by1, bx2, by2 = b.tolist()
-    sides = ((ax2 - ax1, bx2 - bx1), (ay2 - ay1, by2 - by1))
-    size_a, size_b = (max(math.sqrt(max(w, 0.0) * max(h, 0.0)), 1.0) for w, h in zip(*sides, strict=True))
-    distance = math.hypot(ax1 + ax2 - bx1 - bx2, ay1 + ay2 - by1 - by2) / 2 / math.sqrt(size_a * size_b)
-    return distance + 0.5 * sum(abs(math.log(max(one, 1.0) / max(two, 1.0))) for one, two in sides) / 2
+def reach_of_motion(fps: float) -> int:
+    """Return for how many frames beyond its boxes a track's motion is predicted."""
+    return 3 * (round(GUARD_S * fps) + max(3, round(FIT_S * fps)))
+
+
+def apart(a: Float64Array, b: Float64Array) -> Float64Array:
+    """Return how far boxes ``(..., 4)`` are apart, in box sizes; another size counts, too."""
+    sides = a[..., 2:] - a[..., :2], b[..., 2:] - b[..., :2]
+    size_a, size_b = (np.maximum(np.sqrt(np.maximum(side, 0.0).prod(axis=-1)), 1.0) for side in sides)
+    between = a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]
+    distance = np.hypot(between[..., 0], between[..., 1]) / 2 / np.sqrt(size_a * size_b)
+    growth = np.abs(np.log(np.maximum(sides[0], 1.0) / np.maximum(sides[1], 1.0))).mean(axis=-1)
+    return np.asarray(distance + 0.5 * growth, np.float64)

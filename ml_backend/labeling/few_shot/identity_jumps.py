@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -103,7 +103,7 @@ def find_jump(views: TrackViews, others: Sequence[TrackViews]) -> int | None:
     Args:
         others: other objects of the project; those with several views say how alike one object's views are.
     """
-    weakest = weakest_link(views, others)
+    weakest = _Compared(others[:MAX_OTHERS]).weakest(views)
     return weakest.index if weakest and weakest.deviations > ALARM else None
 
 
@@ -120,47 +120,125 @@ class WeakestLink:
     deviations: float
 
 
-def weakest_link(views: TrackViews, others: Sequence[TrackViews]) -> WeakestLink | None:
-    """Compare the parts of a track as :func:`find_jump` does; ``None`` if there is too little to compare."""
-    if len(views.vectors) < 2 or len(others) < MIN_OTHERS:
-        return None
-    others = others[:MAX_OTHERS]
-    means = [TrackViews(o.vectors.mean(axis=0), o.colours.mean(axis=0)) for o in others]
-    vectors, colours = (np.sum([getattr(mean, name) for mean in means], axis=0) for name in ("vectors", "colours"))
-    clean = [
-        _least_alike(
-            other,
-            TrackViews((vectors - mean.vectors) / (len(means) - 1), (colours - mean.colours) / (len(means) - 1)),
-        )[0]
-        for other, mean in zip(others, means, strict=True)
-        if len(other.vectors) > 1
-    ]
-    likeness, index = _least_alike(views, TrackViews(vectors / len(means), colours / len(means)))
-    mean, spread = _usual_likeness(clean)
-    return WeakestLink(index, (mean - likeness) / spread)
+def weakest_links(tracks: Sequence[TrackViews], compared: int) -> list[WeakestLink | None]:
+    """Compare the parts of each track of a scene as :func:`find_jump` does; ``None`` if there is too little to compare.
+
+    Args:
+        compared: number of other tracks with which one is compared.
+    """
+    step = -(-len(tracks) // (compared + 1)) or 1
+    others = _Compared(tracks[::step])
+    return [others.weakest(views, None if n % step else n // step) for n, views in enumerate(tracks)]
 
 
-def _usual_likeness(clean: Sequence[float]) -> tuple[float, float]:
+class _Compared:
+    """Tracks with which the parts of others, and of each of them, are compared.
+
+    Likeness is computed from products of the tracks' views and mean views: subtracting a centre, which is another one
+    for each two tracks, is then a matter of small matrices.
+    """
+
+    def __init__(self, tracks: Sequence[TrackViews]) -> None:
+        self._tracks = tracks
+        self._means: list[Float64Array] = []  # (n, d) of vectors and of colours
+        if tracks:
+            for name in ("vectors", "colours"):
+                self._means.append(np.stack([getattr(views, name).mean(axis=0, dtype=np.float64) for views in tracks]))
+
+    def weakest(self, views: TrackViews, without: int | None = None) -> WeakestLink | None:
+        """Return where a track is least alike.
+
+        Args:
+            without: its own index among the tracks that it is compared with.
+        """
+        others = np.ones(len(self._tracks))
+        if without is not None:
+            others[without] = 0
+        count = others.sum()
+        if len(views.vectors) < 2 or count < MIN_OTHERS:
+            return None
+        rows = np.flatnonzero((others > 0) & (self._products.lengths > 1))
+        # A track's own mean is no part of the centre.
+        weights = (others - np.eye(len(others))[rows]) / (count - 1)
+        clean, _ = _least_alike(self._products.of(rows), self._between, weights)
+        own = self._multiplied([views]) if without is None else self._products.of(np.array([without]))
+        (likeness,), (index,) = _least_alike(own, self._between, others[None] / count)
+        mean, spread = _usual_likeness(clean)
+        return WeakestLink(int(index), (mean - float(likeness)) / spread)
+
+    @cached_property
+    def _between(self) -> Float64Array:
+        """Products ``(2, n, n)`` of the mean views."""
+        return np.stack([means @ means.T for means in self._means])
+
+    @cached_property
+    def _products(self) -> _Products:
+        return self._multiplied(self._tracks)
+
+    def _multiplied(self, tracks: Sequence[TrackViews]) -> _Products:
+        lengths = np.array([len(views.vectors) for views in tracks], np.int64)
+        size = int(lengths.max(initial=0))
+        own = np.zeros((2, len(tracks), size, size))
+        to_means = np.zeros((2, len(tracks), size, len(self._tracks)))
+        for n, views in enumerate(tracks):
+            for kind, values in enumerate((views.vectors, views.colours)):
+                rows, m = values.astype(np.float64), len(values)
+                own[kind, n, :m, :m] = rows @ rows.T
+                to_means[kind, n, :m] = rows @ self._means[kind].T
+        return _Products(lengths, own, to_means)
+
+
+@dataclass(frozen=True, slots=True)
+class _Products:
+    """Products of the views of ``k`` tracks, padded with zeros to ``m`` views: of vectors, and of colours.
+
+    Attributes:
+        lengths: ``(k,)`` numbers of views.
+        own: ``(2, k, m, m)`` with each other.
+        to_means: ``(2, k, m, n)`` with the mean views of ``n`` tracks.
+    """
+
+    lengths: IntArray
+    own: Float64Array
+    to_means: Float64Array
+
+    def of(self, rows: IntArray) -> _Products:
+        return _Products(self.lengths[rows], self.own[:, rows], self.to_means[:, rows])
+
+
+def _usual_likeness(clean: Float64Array) -> tuple[float, float]:
     """Return mean and standard deviation of how alike clean tracks' parts are, from tracks of which most are clean."""
     mean, variance = PRIOR_MEAN, PRIOR_SPREAD**2
-    if clean:
+    if len(clean):
         # Median and median deviation, since some of these tracks may have jumped, too.
         middle = float(np.median(clean))
-        spread = 1.4826 * float(np.median(np.abs(np.array(clean) - middle)))
+        spread = 1.4826 * float(np.median(np.abs(clean - middle)))
         weight = len(clean) / (len(clean) + PRIOR_TRACKS)
         mean += weight * (middle - mean)
         variance += weight * (spread**2 - variance)
     return mean, float(np.sqrt(variance))
 
 
-def _least_alike(views: TrackViews, centre: TrackViews) -> tuple[float, int]:
-    """Return the mean likeness of the two parts of a track that are least alike, and where the second begins."""
-    vectors, colours = centred(views, centre)
-    sums = ((vectors @ vectors.T + colours @ colours.T) / 2).cumsum(axis=0).cumsum(axis=1)
-    sizes = np.arange(1, len(sums))
-    parts = (sums[sizes - 1, -1] - sums[sizes - 1, sizes - 1]) / (sizes * (len(sums) - sizes))
-    index = int(parts.argmin())
-    return float(parts[index]), index + 1
+def _least_alike(tracks: _Products, means: Float64Array, weights: Float64Array) -> tuple[Float64Array, IntArray]:
+    """Return of each track the mean likeness of its two parts that are least alike, and where the second begins.
+
+    Args:
+        means: products ``(2, n, n)`` of mean views.
+        weights: ``(k, n)`` of the mean views in the centre that is subtracted from a track's.
+    """
+    toward = (tracks.to_means @ weights[..., None])[..., 0]
+    centre = ((weights @ means) * weights).sum(axis=-1)
+    products = tracks.own - toward[..., None] - toward[..., None, :] + centre[..., None, None]
+    norms = np.sqrt(np.maximum(np.diagonal(products, axis1=-2, axis2=-1), 1e-12))
+    alike = (products / (norms[..., None] * norms[..., None, :])).mean(axis=0)
+    inside = np.arange(alike.shape[-1]) < tracks.lengths[:, None]
+    sums = np.where(inside[:, :, None] & inside[:, None], alike, 0.0).cumsum(axis=1).cumsum(axis=2)
+    sizes = np.arange(1, alike.shape[-1])
+    rest = tracks.lengths[:, None] - sizes
+    between = sums[:, sizes - 1, -1] - sums[:, sizes - 1, sizes - 1]
+    parts = np.where(rest > 0, between / (sizes * np.maximum(rest, 1)), np.inf)
+    least = parts.argmin(axis=1)
+    return parts[np.arange(len(parts)), least], least + 1
 
 
 def centred(views: TrackViews, centre: TrackViews) -> tuple[Float64Array, Float64Array]:
@@ -185,15 +263,23 @@ def _colours(thumbnail: bytes) -> FloatArray:
     lab = cv2.cvtColor(image, cv2.COLOR_BGR2LAB)
     weight = np.tile(np.exp(-2 * np.linspace(-1, 1, lab.shape[1]) ** 2), (len(lab), 1))
     heights = [len(rows) for rows in np.array_split(lab, STRIPES)]
-    bins = np.repeat(np.arange(STRIPES), heights)[:, None]
-    for channel, low, high in ((0, 0, 256), (1, 90, 166), (2, 90, 166)):  # few objects are more colourful
-        values = lab[:, :, channel].astype(np.float64).clip(low, high - 1) - low
-        bins = bins * BINS + (values // ((high - low) / BINS)).astype(np.int64)
+    bins = np.repeat(np.arange(STRIPES), heights)[:, None] * BINS**3
+    for channel, table in enumerate(_bin_tables()):
+        bins = bins + table[lab[:, :, channel]]
     counts = np.bincount(bins.ravel(), weight.ravel(), STRIPES * BINS**3).reshape(STRIPES, BINS, -1)
-    stripes = []
-    for stripe in counts.astype(np.float32):
-        # Neighbouring bins share counts, so that a little more light does not make another colour.
-        blurred = cv2.GaussianBlur(stripe, (1, 3), 0.7)
-        stripes.append(np.sqrt(blurred.ravel() / max(float(blurred.sum()), 1e-9)))
-    joined = np.concatenate(stripes)
+    # Neighbouring bins share counts, so that a little more light does not make another colour.
+    side_by_side = counts.astype(np.float32).transpose(1, 0, 2).reshape(BINS, -1)
+    blurred = cv2.GaussianBlur(side_by_side, (1, 3), 0.7).reshape(BINS, STRIPES, -1).transpose(1, 0, 2)
+    stripes = blurred.reshape(STRIPES, -1)
+    joined = np.sqrt(stripes / np.maximum(stripes.sum(axis=1, keepdims=True), 1e-9)).ravel()
     return np.asarray(joined / max(float(np.linalg.norm(joined)), 1e-9), np.float32)
+
+
+@cache
+def _bin_tables() -> list[IntArray]:
+    """Return for each CIELAB channel what a value ``(256,)`` adds to the number of a colour's bin."""
+    tables = []
+    for scale, low, high in ((BINS**2, 0, 256), (BINS, 90, 166), (1, 90, 166)):  # few objects are more colourful
+        values = np.arange(256).clip(low, high - 1) - low
+        tables.append(scale * (values // ((high - low) / BINS)).astype(np.int64))
+    return tables
