@@ -380,10 +380,14 @@ class JobQueue:
         """Return whether a worker serves the queue ``interactive``."""
         return any(INTERACTIVE in worker.queues for worker in self.workers())
 
-    def request_clip(self, project_id: int, moment_id: str) -> str:
-        """Request a clip of a suspicious moment, for which somebody waits; return the job's id."""
-        queue = INTERACTIVE if self._follows() else "control"
-        return self.request(queue, "render_moment", [project_id, moment_id], clip_job(moment_id), "review").job_id
+    def request_clip(self, project_id: int, moment_id: str, *, shown: bool = True) -> str:
+        """Request a clip of a suspicious moment; return the job's id.
+
+        Args:
+            shown: whether somebody waits for it now: before clips that were requested ahead.
+        """
+        queue, clip = INTERACTIVE if self._follows() else "control", [project_id, moment_id]
+        return self.request(queue, "render_moment", clip, clip_job(moment_id), "review", at_front=shown).job_id
 
     def request_frames(self, project_id: int, task_id: int, key: str, first: int) -> str:
         """Request frames of a task's video, which somebody looks at; return the job's id."""

@@ -138,11 +138,18 @@ def test_a_reviewers_name_is_kept_and_recorded(room: Room) -> None:
 
 def test_clips_of_the_next_moments_are_rendered_ahead(room: Room) -> None:
     fill(room, *(moment(number) for number in range(10)))
+
+    def clips() -> list[str]:
+        jobs = [job_id for queue in room.services.queue.queues.values() for job_id in queue.get_job_ids()]
+        return [name for name in jobs if name.startswith("clip-")]
+
+    def names(*numbers: int) -> list[str]:
+        return [f"clip-{moment(number)['id']}" for number in numbers]
+
     page(room, STEP)
-    jobs = [job_id for queue in room.services.queue.queues.values() for job_id in queue.get_job_ids()]
-    assert sorted(name for name in jobs if name.startswith("clip-")) == [
-        f"clip-{moment(number)['id']}" for number in range(4)
-    ]
+    assert clips() == names(0, 1, 2, 3)
+    page(room, f"{STEP}&page-moments=7")
+    assert clips() == names(6, 0, 1, 2, 3, 7, 8, 9), "what is shown comes before what was rendered ahead"
 
 
 def test_other_sites_start_no_rendering(room: Room) -> None:

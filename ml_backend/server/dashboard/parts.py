@@ -320,9 +320,9 @@ def _moments(state: PageState) -> Context:
         if number > 1 and not found["moments"]:  # others have decided since
             number = max(found["total"], 1)
             found = handlers.review(query.model_copy(update={"offset": number - 1}))
-    for item in found["moments"]:
+    for place, item in enumerate(found["moments"]):
         if not item["has_clip"]:
-            container.queue.request_clip(project, item["id"])
+            container.queue.request_clip(project, item["id"], shown=place == 0)
     suspect = next(iter(found["moments"]), None)
     decisions = handlers.repairs(requests.ListRepairs(project=project, limit=DECISIONS))["repairs"]
     return {
