@@ -199,6 +199,9 @@ def test_objects_of_exemplars(here: Site) -> None:
     for decision in (rejected, done):
         asking.post("/api/repairs/undo", {"project": project, "repair": decision["repair"]["id"]})
     assert [item.id for item in here.sdk.annotations.list(id=task)] == [annotation.id]
+    everywhere = [*persons, *range(10_000, 11_998)]  # as many as the map shows
+    done = asking.post("/api/exemplars", {**body, "action": "label", "new_label": "car", "exemplars": everywhere})
+    assert sum(item["done"] for item in done["outcomes"]) == 2
     problem = asking.post("/api/exemplars", {**body, "action": "label", "exemplars": persons}, 422)
     assert "new_label" in problem["hint"]
 

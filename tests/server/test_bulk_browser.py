@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,22 +110,41 @@ def site(motion_stack: Stack, tmp_path: Path) -> Site:
     return Site(motion_stack, project, taught, open_tasks)
 
 
-def draw(page: Any, left: float, right: float) -> None:
-    """Draw a rectangle over a part of the map, as shares of its width."""
-    box = page.locator("svg.map").bounding_box()
-    page.mouse.move(box["x"] + left * box["width"], box["y"] + 2)
+ALL = ((0.01, 0.01), (0.01, 0.99), (0.99, 0.99), (0.99, 0.01))
+#: Reaches to all corners but one; what is at the right is below it.
+LEFT = ((0.01, 0.01), (0.99, 0.01), (0.01, 0.99))
+
+
+def places(page: Any, corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the page's coordinates of corners that are shares of the map's points' extent, with a margin."""
+    page.locator("svg.map").scroll_into_view_if_needed()
+    x, y, width, height = page.evaluate(
+        "() => { const map = document.querySelector('svg.map'), { a, d, e, f } = map.getScreenCTM();"
+        "return [e - 1.06 * a, f - 1.06 * d, 2.12 * a, 2.12 * d]; }"
+    )
+    return [(x + across * width, y + down * height) for across, down in corners]
+
+
+def draw(page: Any, corners: Sequence[tuple[float, float]]) -> None:
+    """Draw from one corner to the next."""
+    first, *rest = places(page, corners)
+    page.mouse.move(*first)
     page.mouse.down()
-    page.mouse.move(box["x"] + (left + right) / 2 * box["width"], box["y"] + box["height"] / 2, steps=3)
-    page.mouse.move(box["x"] + right * box["width"], box["y"] + box["height"] - 2, steps=3)
+    for place in rest:
+        page.mouse.move(*place, steps=3)
     page.mouse.up()
 
 
-def test_points_in_a_rectangle_and_tracks_of_a_search(page: Any, site: Site, tmp_path: Path) -> None:
+def test_points_that_are_drawn_around_and_tracks_of_a_search(page: Any, site: Site, tmp_path: Path) -> None:
     page.goto(site.step("learn"))
     page.locator("svg.map").wait_for()
-    page.locator("svg.map").scroll_into_view_if_needed()
     count = page.locator("#act-exemplars output")
-    draw(page, 0.01, 0.99)
+    draw(page, LEFT)
+    page.locator("svg.map a.chosen").nth(2).wait_for()
+    assert count.inner_text() == "3"
+    names = page.locator("svg.map a.chosen").evaluate_all("all => all.map(point => point.ariaLabel)")
+    assert len({"person" in name for name in names}) == 1, "those of one label lie together"
+    draw(page, ALL)
     page.locator("svg.map a.chosen").nth(5).wait_for()
     assert count.inner_text() == "6"
     page.screenshot(path=str(tmp_path / "map.png"))
@@ -215,9 +236,26 @@ def test_narrow_and_without_scripts(chromium: Any, site: Site, lang: str, tmp_pa
     wait_for(lambda: page.reload() and page.locator(".next li").count(), what="the choice")
     page.screenshot(path=str(tmp_path / f"next-{lang}.png"), full_page=True)
     context.close()
-    with chromium.new_context(locale=lang, viewport={"width": 390, "height": 844}) as scripted:
+    with chromium.new_context(locale=lang, viewport={"width": 390, "height": 844}, has_touch=True) as scripted:
         wide = scripted.new_page()
+        wide.set_default_timeout(SLOW_MS)
         for address in (f"{site.step('learn')}&label=car", f"{site.step('repair')}&amount=3&unit=segments"):
             wide.goto(address)
             assert wide.evaluate("document.documentElement.scrollWidth <= innerWidth")
             assert faults(wide) == []
+        wide.goto(site.step("learn"))
+        wide.locator("svg.map").wait_for()
+        touch(wide, ALL)  # at first downwards, as if to scroll
+        wide.locator("#act-exemplars output", has_text="6").wait_for()
+
+
+def touch(page: Any, corners: Sequence[tuple[float, float]]) -> None:
+    """Draw with a finger."""
+    session = page.context.new_cdp_session(page)
+    points = [{"x": x, "y": y} for x, y in places(page, corners)]
+    session.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": points[:1]})
+    for start, end in pairwise(points):
+        for share in (0.1, 0.5, 1.0):
+            at = {axis: start[axis] + share * (end[axis] - start[axis]) for axis in "xy"}
+            session.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [at]})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})

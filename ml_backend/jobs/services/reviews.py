@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 #: Moments that are accepted, and tasks that are changed, at once: each task takes Label Studio some tenths of a second.
 MAX_SIMILAR = 50
+#: Tasks that one tab of the Data Manager shows: each is a filter, of which SQLite takes fewer than 1000.
+MAX_OPENED = 200
 #: Title of the Data Manager's tab with the tasks that people have chosen.
 CHOSEN_TAB = "Chosen in the control room"
 _HINT = "Reload the page: the task is looked at again."

@@ -468,8 +468,10 @@ def _bulk(
         label = (body.new_label or tracks[0].label) if body.action == "label" and tracks else ""
         decision, outcomes = container.reviews.relabel(body.project, tracks, label, _by(body.by))
     else:
-        tab = container.reviews.open_tab(body.project, {track.task_id for track in tracks}) if tracks else None
-        outcomes = [reviews.Outcome(track.item) for track in tracks]
+        tasks = list(dict.fromkeys(track.task_id for track in tracks))[: reviews.MAX_OPENED]
+        tab = container.reviews.open_tab(body.project, tasks) if tasks else None
+        many = f"More than {reviews.MAX_OPENED} tasks were chosen."
+        outcomes = [reviews.Outcome(track.item, "" if track.task_id in tasks else many) for track in tracks]
     told = [responses.ItemOutcome(item=o.item, done=not o.reason, reason=o.reason) for o in (*outcomes, *gone)]
     return {"repair": _decision(decision) if decision else None, "outcomes": told, "tab": tab}
 

@@ -323,12 +323,16 @@ class ActOnSimilar(BulkAction):
     ]
 
 
+#: As many as the map of embeddings shows.
+MAX_EXEMPLARS = 2000
+
+
 class ActOnExemplars(BulkAction):
     """What is done with the annotated objects of exemplars."""
 
     exemplars: Annotated[
         list[Annotated[int, Field(ge=1, lt=1 << 31), _Whole]],
-        Field(min_length=1, max_length=200, description="Ids of exemplars.", examples=[[12, 15]]),
+        Field(min_length=1, max_length=MAX_EXEMPLARS, description="Ids of exemplars.", examples=[[12, 15]]),
     ]
 
 

@@ -67,7 +67,7 @@ class _ActOnSimilar(requests.ActOnSimilar):
 class _ActOnExemplars(requests.ActOnExemplars):
     """A labelling is one button with its label."""
 
-    exemplars: Annotated[list[int], Field(max_length=200)] = []  # noqa: RUF012 -- Pydantic copies it
+    exemplars: Annotated[list[int], Field(max_length=requests.MAX_EXEMPLARS)] = []  # noqa: RUF012 -- Pydantic copies it
 
     @model_validator(mode="before")
     @classmethod
@@ -83,7 +83,7 @@ def _act_on_similar(body: _ActOnSimilar) -> responses.BulkDone:
 
 def _act_on_exemplars(body: _ActOnExemplars) -> responses.BulkDone:
     if not body.exemplars:
-        raise Invalid("No exemplar is selected.", "Tick exemplars, or draw a rectangle around points of the map.")
+        raise Invalid("No exemplar is selected.", "Tick exemplars, or draw around points of the map.")
     return handlers.act_on_exemplars(body)
 
 

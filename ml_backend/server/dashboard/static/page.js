@@ -229,7 +229,7 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("htmx:afterSwap", (event) => rove(event.detail.target));
 rove(document);
 
-// -- choose points of the map by a rectangle or the space bar, and count what is ticked for the forms of many
+// -- choose points of the map by drawing around them or with the space bar, and count what is ticked for the forms of many
 
 const chosenIn = (form) => [...form.elements].filter((item) => /^(tracks|exemplars)$/.test(item.name) && (item.type === "hidden" || item.checked));
 function count() {
@@ -250,35 +250,39 @@ function pick(point, on) {
     for (const item of chosenIn(form)) if (item.type === "hidden" && item.value === id) item.remove();
   }
 }
-let drawn = null; // the rectangle that is being drawn
+let drawn = null; // the outline that is being drawn
 let moved = false;
 document.addEventListener("pointerdown", (event) => {
   const map = event.target.closest?.("svg.map");
-  if (!map || event.button || !document.getElementById("act-exemplars")) return;
-  drawn = { map, x: event.clientX, y: event.clientY, box: null };
+  if (!map || event.button || !event.isPrimary || !document.getElementById("act-exemplars")) return;
+  drawn = { map, pointer: event.pointerId, x: event.clientX, y: event.clientY, outline: null };
 });
+const inMap = (map, x, y) => new DOMPoint(x, y).matrixTransform(map.getScreenCTM().inverse());
 document.addEventListener("pointermove", (event) => {
-  if (!drawn || (!drawn.box && Math.hypot(event.clientX - drawn.x, event.clientY - drawn.y) < 5)) return;
-  if (!drawn.box) drawn.map.append((drawn.box = document.createElementNS("http://www.w3.org/2000/svg", "rect")));
-  drawn.box.setAttribute("class", "lasso");
-  const inverse = drawn.map.getScreenCTM().inverse();
-  const [a, b] = [[drawn.x, drawn.y], [event.clientX, event.clientY]].map(([x, y]) => new DOMPoint(x, y).matrixTransform(inverse));
-  for (const [name, value] of Object.entries({ x: Math.min(a.x, b.x), y: Math.min(a.y, b.y), width: Math.abs(a.x - b.x), height: Math.abs(a.y - b.y) }))
-    drawn.box.setAttribute(name, value);
+  if (event.pointerId !== drawn?.pointer) return;
+  if (!drawn.outline && Math.hypot(event.clientX - drawn.x, event.clientY - drawn.y) < 5) return;
+  if (!drawn.outline) {
+    drawn.outline = document.createElementNS("http://www.w3.org/2000/svg", "polygon");
+    drawn.outline.setAttribute("class", "lasso");
+    const start = inMap(drawn.map, drawn.x, drawn.y);
+    drawn.outline.setAttribute("points", `${start.x},${start.y}`);
+    drawn.map.append(drawn.outline);
+  }
+  const at = inMap(drawn.map, event.clientX, event.clientY);
+  drawn.outline.setAttribute("points", `${drawn.outline.getAttribute("points")} ${at.x},${at.y}`);
 });
 function endDrawing(event) {
-  const { map, box } = drawn ?? {};
+  if (event.pointerId !== drawn?.pointer) return;
+  const { map, outline } = drawn;
   drawn = null;
-  moved = Boolean(box);
-  if (!box) return;
-  const { left, right, top, bottom } = box.getBoundingClientRect();
-  box.remove();
-  if (event.type === "pointercancel") return;
-  for (const point of map.querySelectorAll("a")) {
-    const at = point.getBoundingClientRect();
-    const [x, y] = [(at.left + at.right) / 2, (at.top + at.bottom) / 2];
-    if (x >= left && x <= right && y >= top && y <= bottom) pick(point, true);
-  }
+  moved = Boolean(outline);
+  if (!outline) return;
+  if (event.type !== "pointercancel")
+    for (const point of map.querySelectorAll("a")) {
+      const { left, right, top, bottom } = point.getBoundingClientRect();
+      if (outline.isPointInFill(inMap(map, (left + right) / 2, (top + bottom) / 2))) pick(point, true);
+    }
+  outline.remove();
   count();
 }
 for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, endDrawing);
