@@ -14,7 +14,7 @@ from ml_backend.cli.dev_stack.stack import Stack
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.queue import JobQueue
 from tests.builders import label_config, make_clip, wait_for
-from tests.label_studio.editor import open_editor
+from tests.label_studio.editor import Editor, open_editor
 from tests.review.test_region_repairs import region, shown
 from tests.server.test_dashboard_browser import SLOW_MS, faults, page
 
@@ -228,3 +228,37 @@ def test_moments_like_an_accepted_one_by_one_key(page: Any, site: Site) -> None:
     page.locator(".decisions li", has_text="undone").wait_for()
     assert [len(client.list_predictions(task)[-1].result) for task in others] == [2, 2]
     assert len(site.regions()) == 3
+
+
+# -- the consensus of several people
+
+
+def test_consensus_of_three_people_in_the_editor(chromium: Any, site: Site, tmp_path: Path) -> None:
+    sdk = site.stack.client().sdk
+    users = [sdk.users.create(email=name, username=name).id for name in ("b@example.org", "c@example.org")]
+    for number, user in enumerate([None, *users]):
+        walk = [(1, 2.0, True), (50, 30.0 + number, True), (90, 70.0, False)]
+        drawn = [region("walk", walk, "car" if number == 1 else "person", y=20.0 + 2 * number)]
+        drawn += [region("alone", [(1, 80.0, True)], "car", y=70.0)] if number == 2 else []
+        given = {} if user is None else {"completed_by": user}
+        sdk.annotations.create(id=site.task, result=drawn, **given)
+    page = chromium.new_page(locale="en", viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(SLOW_MS)
+    page.goto(f"{site.url}&consensus={site.task}")
+    page.locator("#write-consensus").scroll_into_view_if_needed()
+    page.screenshot(path=str(tmp_path / "consensus.png"), full_page=True)
+    page.locator("#write-consensus").click()
+    page.locator(".decisions li", has_text="Consensus").first.wait_for()
+    found = [item for item in sdk.annotations.list(id=site.task) if item.ground_truth]
+    assert len(found) == 1
+    server = site.stack.label_studio
+    open_editor(page, server, f"{server.url}/projects/{site.project}/data?task={site.task}&annotation={found[0].id}")
+    page.wait_for_function("number => Htx.annotationStore.selected.pk === String(number)", arg=found[0].id)
+    Editor(page, fps=20).go_to(50)
+    (seen,) = page.evaluate("Htx.annotationStore.selected.serializeAnnotation()")
+    page.screenshot(path=str(tmp_path / "editor.png"))
+    assert seen["value"]["labels"] == ["person"], "of two of three"
+    assert shown(seen)[50] == pytest.approx(31, abs=0.5), "the median"
+    assert {round(key["y"]) for key in seen["value"]["sequence"]} == {22}
+    assert max(shown(seen)) == 90
+    page.close()
