@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,17 +117,23 @@ HEADER = f"{'annotated':<10} {'training':<14} {'kept of replayed':<28} {'kept of
 
 def other_material(video: Path, folder: Path) -> tuple[list[Clip], list[Clip]]:
     """Write clips of other material, in two groups that show nothing in common."""
-    import ultralytics
-
     folder.mkdir()
-    assets = Path(ultralytics.__file__).parent / "assets"
     sample = folder / "sample.mp4"
     make_sample(sample, seconds=2 * SECONDS, fps=FPS)
-    bus, zidane = (_pan(assets / f"{name}.jpg", folder / f"{name}.mp4") for name in ("bus", "zidane"))
+    bus, zidane = pan_photographs(folder)
     start = probe(video).frames // 2
-    mirrored = _cut(video, start, folder / "mirrored.mp4", lambda image: image[:, ::-1])
-    dark = _cut(video, start, folder / "dark.mp4", lambda image: (image * 0.4).astype(np.uint8))
+    mirrored = cut(video, start, folder / "mirrored.mp4", mirror)
+    dark = cut(video, start, folder / "dark.mp4", darken)
     return [Clip(sample), Clip(bus)], [Clip(zidane), Clip(mirrored, start, mirrored=True), Clip(dark, start)]
+
+
+def pan_photographs(folder: Path) -> tuple[Path, Path]:
+    """Write a clip of each of the two photographs of the ultralytics package: of a bus, and of two men."""
+    import ultralytics
+
+    assets = Path(ultralytics.__file__).parent / "assets"
+    bus, zidane = (_pan(assets / f"{name}.jpg", folder / f"{name}.mp4") for name in ("bus", "zidane"))
+    return bus, zidane
 
 
 def _pan(photo: Path, target: Path) -> Path:
@@ -143,15 +150,37 @@ def _pan(photo: Path, target: Path) -> Path:
     return target
 
 
-def _cut(video: Path, start: int, target: Path, change: Callable[[Image], Image]) -> Path:
-    """Write two seconds of a video with changed images."""
+def mirror(image: Image) -> Image:
+    return image[:, ::-1]
+
+
+def darken(image: Image) -> Image:
+    return (image * 0.4).astype(np.uint8)
+
+
+def cut(
+    video: Path,
+    start: int,
+    target: Path,
+    change: Callable[[Image], Image],
+    seconds: float = SECONDS,
+    every: int = 1,
+) -> Path:
+    """Write some seconds of a video with changed images, or only each ``every``-th of its frames."""
     info = probe(video)
-    end = start + round(SECONDS * info.fps)
-    with VideoWriter(target, info.width, info.height, info.fps) as writer:
+    end = start + round(seconds * info.fps)
+    with ExitStack() as stack:
+        writer: VideoWriter | None = None
         for frame in read_frames(video, info, start=start):
             if frame.index >= end:
                 break
-            writer.write(np.ascontiguousarray(change(frame.image)))
+            if (frame.index - start) % every:
+                continue
+            image = np.ascontiguousarray(change(frame.image))
+            if writer is None:
+                height, width = image.shape[:2]
+                writer = stack.enter_context(VideoWriter(target, width, height, info.fps / every))
+            writer.write(image)
     return target
 
 
@@ -255,10 +284,10 @@ def average_precision(weights: Path, annotated: Annotated) -> tuple[float, float
     return result["labels"].get(LEARNED, {"ap50": np.nan})["ap50"], result["map50"]
 
 
-def project_tracks(clip: Path, weights: Path) -> list[Track]:
-    """Return the tracks of predictions that have a label of the project."""
-    tracks, _ = find_tracks(clip, weights, settings_for(weights, device="cpu"))
-    return [replace(track, label=track.top_class) for track in tracks if track.top_class in LABELS]
+def project_tracks(clip: Path, weights: Path, labels: Collection[str] = LABELS, **changes: Any) -> list[Track]:
+    """Return the tracks of predictions that have a label of the project; ``changes`` are settings."""
+    tracks, _ = find_tracks(clip, weights, settings_for(weights, device="cpu", **changes))
+    return [replace(track, label=track.top_class) for track in tracks if track.top_class in labels]
 
 
 def call_walkers(tracks: Sequence[Track], number: int) -> list[Track]:

@@ -28,10 +28,17 @@ if TYPE_CHECKING:
     from ml_backend.label_studio.client import LabelStudioClient, Prediction
     from ml_backend.server.container import WebContainer
 
-CONFIG = (
-    '<View><Labels name="label" toName="video"><Label value="person"/><Label value="walker"/></Labels>'
-    '<Video name="video" value="$video" frameRate="$fps"/><VideoRectangle name="box" toName="video"/></View>'
-)
+
+def label_config(*labels: str) -> str:
+    """Return the label config of a project of videos with these labels."""
+    values = "".join(f'<Label value="{label}"/>' for label in labels)
+    return (
+        f'<View><Labels name="label" toName="video">{values}</Labels>'
+        '<Video name="video" value="$video" frameRate="$fps"/><VideoRectangle name="box" toName="video"/></View>'
+    )
+
+
+CONFIG = label_config("person", "walker")
 #: Seconds to wait for a training on a slow machine.
 TIMEOUT_S = 3000.0
 

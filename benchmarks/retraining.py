@@ -1,13 +1,18 @@
 """Retraining on a local stack: time from submit to predictions, a burst of webhooks, and latency during a training.
 
     python benchmarks/retraining.py VIDEO --weights yolo11n.pt [--epochs 5] [--events 1000] [--seconds 10]
+    python benchmarks/retraining.py VIDEO --weights yolo11n.pt --only renewal [--renewals 10]
     python benchmarks/retraining.py VIDEO --weights yolo11n.pt --only forgetting [--epochs 40] [--tracks 1,5,20]
+    python benchmarks/retraining.py VIDEO --weights yolo11n.pt --only gate [--epochs 40] [--cases 40] [--out gate.jsonl]
 
 VIDEO becomes two tasks. The tracks of one get the label "walker", which is not a class of the detector, and are
 submitted; the time is measured until a version is promoted and until the other task has new predictions. Then webhook
 events are sent at the given rate, and /predict and a prediction of a short clip are timed with and without a training.
+So is, on a stack of its own with generated clips, the time from submit until the labels of another task are renewed.
 Without a stack, trainings on one video are compared by what they forget of other material and what they learn, with and
-without distillation and replay; see benchmarks/forgetting.py. Prints two tables and, as the last line, JSON.
+without distillation and replay; see benchmarks/forgetting.py. Only on request, since it takes hours, the gate decides
+on trainings with good and with spoiled annotations; see benchmarks/gate.py. A run that was ended goes on from its
+results. Prints tables and, as the last line, JSON.
 """
 
 from __future__ import annotations
@@ -49,21 +54,40 @@ def percentiles(values: list[float]) -> dict[str, float]:
 @click.command()
 @click.argument("video", type=click.Path(exists=True, path_type=Path))
 @click.option("--weights", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--only", type=click.Choice(["stack", "forgetting"]), help="Only this part.")
+@click.option("--only", type=click.Choice(["stack", "renewal", "forgetting", "gate"]), help="Only this part.")
 @click.option("--epochs", type=int, help="By default 5 with a stack, and as many as in production without.")
 @click.option("--events", default=1000, show_default=True)
 @click.option("--seconds", default=10.0, show_default=True, help="Duration in which the events are sent.")
 @click.option("--tracks", default="1,5,20", show_default=True, callback=parse_integers, help="Tracks with a new label.")
+@click.option("--renewals", default=10, show_default=True, help="Submits after which labels are renewed.")
+@click.option("--cases", default=40, show_default=True, help="Trainings for the gate, every second of them spoiled.")
+@click.option("--out", default=Path("gate.jsonl"), type=click.Path(path_type=Path), help="The gate's results.")
 def main(
-    video: Path, weights: Path, only: str | None, epochs: int | None, events: int, seconds: float, tracks: list[int]
+    video: Path,
+    weights: Path,
+    only: str | None,
+    epochs: int | None,
+    events: int,
+    seconds: float,
+    tracks: list[int],
+    renewals: int,
+    cases: int,
+    out: Path,
 ) -> None:
     """Measure retraining with VIDEO."""
     figures: dict[str, Any] = {}
-    if only != "forgetting":
+    if only == "gate":
+        figures["gate"] = measure_gate(video, weights, cases, out, epochs)
+    if only in (None, "stack"):
         figures |= measure_stack(video, weights, epochs or 5, events, seconds)
         for name, value in figures.items():
             print(f"{name:<28} {value}")
-    if only != "stack":
+    if only in (None, "renewal"):
+        renewed = measure_renewals(weights, renewals)
+        for name, value in renewed.items():
+            print(f"{name:<28} {value}")
+        figures |= renewed
+    if only in (None, "forgetting"):
         figures["forgetting"] = measure_forgetting(video, weights, tracks, epochs)
     print(json.dumps(figures))
 
@@ -79,6 +103,21 @@ def measure_forgetting(video: Path, weights: Path, tracks: list[int], epochs: in
             print(row, flush=True)
             rows.append(asdict(row) | {"lost": dict(row.lost)})
     return rows
+
+
+def measure_gate(video: Path, weights: Path, cases: int, out: Path, epochs: int | None) -> dict[str, dict[str, int]]:
+    """Print the results of :func:`benchmarks.gate.measure` and return their summary."""
+    from benchmarks.gate import measure, summarize
+
+    results = []
+    with temporary_data_dir() as folder:
+        for result in measure(video, weights, folder / "gate", cases, out, {"epochs": epochs} if epochs else {}):
+            print(result, flush=True)
+            results.append(result)
+    summary = summarize(results)
+    for how, counts in summary.items():
+        print(f"{how:<10} " + ", ".join(f"{number} {name}" for name, number in counts.items()))
+    return summary
 
 
 def measure_stack(video: Path, weights: Path, epochs: int, events: int, seconds: float) -> dict[str, Any]:
@@ -190,6 +229,56 @@ def measure_stack(video: Path, weights: Path, epochs: int, events: int, seconds:
                 time.sleep(pause)
             figures["trainings_by_events"] = len(registry.versions(project)) - versions_before
     return figures
+
+
+def measure_renewals(weights: Path, renewals: int) -> dict[str, Any]:
+    """Time submits until the labels of another task are renewed, without a training and while one runs."""
+    from ml_backend.video.sample import make_sample
+
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="renewal-", ignore_cleanup_errors=True) as folder:
+        work_dir, arguments = Path(folder), json.dumps({"epochs": 1000})
+        clips = [work_dir / f"clip{number}.mp4" for number in range(2)]
+        for number, clip in enumerate(clips):
+            make_sample(clip, seconds=4.0, seed=number)
+        with local_stack(weights, work_dir, TRAIN_ARGS=arguments, ENGINE="torch") as (stack, project, container):
+            client, registry, trainings = stack.client(), container.registry, container.trainings
+            trainings.set_policy(project, {"mode": "off"})
+            annotated, other = (new_task(client, project, clip) for clip in clips)
+            prediction, _ = (
+                wait_for(f"the prediction of task {task}", lambda task=task: newest_prediction(client, task), stack)
+                for task in (annotated, other)
+            )
+            annotation, walkers = submit_as_walkers(client, annotated, prediction)
+            results = [prediction.result, walkers]
+
+            def renew(number: int) -> float:
+                """Submit other labels than last time; return the seconds until the other task has new ones."""
+                before = newest_prediction(client, other)
+                assert before
+                started = time.monotonic()
+                client.update_annotation(annotation, results[number % 2])
+                wait_for(
+                    "renewed labels",
+                    lambda: (now := newest_prediction(client, other)) and now.model_version != before.model_version,
+                    stack,
+                )
+                return time.monotonic() - started
+
+            wait_for("the first labels", lambda: _labels(newest_prediction(client, other)) == {"walker"}, stack)
+            figures["renewed_idle_s"] = percentiles([renew(number) for number in range(renewals)])
+            trainings.start(project, "benchmark")
+            wait_for("an epoch", lambda: (v := registry.running(project)) and v.history, stack)
+            figures["renewed_training_s"] = percentiles([renew(number) for number in range(renewals)])
+            running = registry.running(project)
+            figures["training_went_on"] = bool(running and running.state == "training")
+            trainings.cancel(project)
+            wait_for("the end of the training", lambda: registry.running(project) is None, stack)
+    return figures
+
+
+def _labels(prediction: Any) -> set[str]:
+    return {label for region in prediction.result for label in region["value"].get("labels") or []}
 
 
 if __name__ == "__main__":

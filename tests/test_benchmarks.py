@@ -8,16 +8,19 @@ import os
 import subprocess
 import symtable
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import pipeline, tracking
+from benchmarks import gate, pipeline, tracking
 from benchmarks.measuring import last_json
 from benchmarks.report import BENCHMARKS, EARLIER, Benchmark, page, run_benchmark, write
+from ml_backend.core.types import Track
 from tests.builders import ROOT, make_clip, make_tiny_yolo
 
 pytestmark = pytest.mark.slow
@@ -150,6 +153,65 @@ def test_a_benchmark_that_fails_gives_no_figures(footage: Path) -> None:
     part = Benchmark("", ("VIDEO", "--nonsense"), ())
     with pytest.raises(click.ClickException, match=r"export\.py has failed"):
         run_benchmark("export", part, footage / "clip.mp4", footage / "tiny.pt", quick=False)
+
+
+def made_track(number: int, label: str) -> Track:
+    frames = np.arange(3000)
+    xyxy = np.tile(np.array([100, 100, 140, 220], np.float32), (3000, 1))
+    return Track(number, frames, xyxy, np.full(3000, 0.9, np.float32), {label: 1.0}, label)
+
+
+def test_annotations_are_spoiled_as_is_said() -> None:
+    one, other = Path("one.mp4"), Path("other.mp4")
+    right = {
+        one: [made_track(1, "person"), made_track(2, "bus")],
+        other: [made_track(3, "person"), made_track(4, "bus")],
+    }
+
+    def spoiled(how: str) -> dict[Path, list[Track]]:
+        return {clip: list(tracks) for clip, tracks in gate.spoil(right, how, np.random.default_rng(0)).items()}
+
+    def labels(found: dict[Path, list[Track]]) -> list[list[str | None]]:
+        return [[track.label for track in found[clip]] for clip in (one, other)]
+
+    moved = spoiled("shifted")
+    assert labels(moved) == labels(spoiled("one video")) == [["person", "bus"]] * 2
+    for clip, tracks in right.items():
+        for old, new in zip(tracks, moved[clip], strict=True):
+            by = new.xyxy - old.xyxy
+            assert 0.3 < (by != 0).any(axis=1).mean() < 0.37, "a third of the boxes"
+            assert set(np.abs(by[(by != 0).any(axis=1)]).ravel()) == {20.0, 60.0}, "by half their size"
+            assert (new.xyxy[:, 2:] - new.xyxy[:, :2] == (40, 120)).all()
+    assert labels(spoiled("swapped")) == [["bus", "person"]] * 2
+    assert labels(spoiled("left out")) in [[["person", "bus"], [label]] for label in ("person", "bus")]
+
+
+def test_decisions_of_the_gate_are_counted_and_kept(tmp_path: Path) -> None:
+    facts: dict[str, Any] = {
+        "reason": "",
+        "held_out": {},
+        "map50": (0.1, 0.2),
+        "others": {},
+        "lost": {},
+        "minutes": 1.0,
+    }
+    results = [
+        gate.Result(case=0, spoiled="clean", state="promoted", kept=98, of=100, **facts),
+        gate.Result(case=1, spoiled="swapped", state="promoted", kept=96, of=100, **facts),
+        gate.Result(case=2, spoiled="swapped", state="refused", kept=20, of=100, **facts),
+    ]
+    counts = gate.summarize(results)
+    assert counts["clean"] == {
+        **{"trainings": 1, "promoted": 1, "proposed": 0, "refused": 0},
+        **{"losing": 0, "losing, promoted": 0},
+    }
+    assert counts["swapped"]["losing"] == 2
+    assert counts["swapped"]["losing, promoted"] == 1
+    out = tmp_path / "gate.jsonl"
+    out.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results))
+    nothing = tmp_path / "no.mp4"
+    again = list(gate.measure(nothing, nothing, tmp_path / "folder", 3, out, {}))
+    assert [asdict(result) for result in again] == json.loads(json.dumps([asdict(result) for result in results]))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
