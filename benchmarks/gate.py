@@ -54,7 +54,7 @@ CLEAN = "clean"
 #: Parts of the street video: left and right half, at three times; of each a plain, a mirrored and a dark clip.
 HALVES, TIMES = 2, 3
 #: Frames a second of all clips, and seconds of those that are generated.
-FPS, SECONDS = 10.0, 3.4
+FPS, SECONDS = 6.0, 3.4
 #: Annotated clips, of the street and generated ones, and others, of which the photographs are two. Six annotated videos
 #: are the fewest of which two are held out.
 ANNOTATED, OTHERS = (4, 2), (5, 1)
