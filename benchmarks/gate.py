@@ -79,7 +79,7 @@ class Result:
         kept, of: how many of the incumbent's sure tracks on all clips that are not annotated the candidate keeps, by
             another measure than the gate's.
         lost: what has become of the others.
-        minutes: that it took.
+        minutes: that it took by the clock, whatever else the machine did.
     """
 
     case: int

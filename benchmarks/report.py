@@ -67,7 +67,9 @@ BENCHMARKS = {
     ),
     "few_shot": Benchmark("Labels from few examples", ("--data", DATA), ("--draws", "5")),
     "retraining": Benchmark(
-        "Retraining, and serving meanwhile", _ON_VIDEO, ("--epochs", "2", "--events", "100", "--seconds", "2")
+        "Retraining, and serving meanwhile",
+        _ON_VIDEO,
+        ("--epochs", "2", "--events", "100", "--seconds", "2", "--renewals", "2"),
     ),
     "export": Benchmark("Export", (VIDEO,), ("--rounds", "1", "--repeat", "2", "--no-hour")),
     "render": Benchmark("Rendering", (VIDEO,), ("--rounds", "1", "--repeat", "2")),

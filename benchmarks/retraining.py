@@ -237,10 +237,10 @@ def measure_renewals(weights: Path, renewals: int) -> dict[str, Any]:
 
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="renewal-", ignore_cleanup_errors=True) as folder:
-        work_dir, arguments = Path(folder), json.dumps({"epochs": 1000})
+        work_dir, arguments = Path(folder), json.dumps({"epochs": 1000, "imgsz": 320})  # epochs end soon
         clips = [work_dir / f"clip{number}.mp4" for number in range(2)]
         for number, clip in enumerate(clips):
-            make_sample(clip, seconds=4.0, seed=number)
+            make_sample(clip, seconds=2.0, seed=number)
         with local_stack(weights, work_dir, TRAIN_ARGS=arguments, ENGINE="torch") as (stack, project, container):
             client, registry, trainings = stack.client(), container.registry, container.trainings
             trainings.set_policy(project, {"mode": "off"})
@@ -263,9 +263,10 @@ def measure_renewals(weights: Path, renewals: int) -> dict[str, Any]:
                     lambda: (now := newest_prediction(client, other)) and now.model_version != before.model_version,
                     stack,
                 )
+                print(f"renewed after {time.monotonic() - started:.2f} s", flush=True)
                 return time.monotonic() - started
 
-            wait_for("the first labels", lambda: _labels(newest_prediction(client, other)) == {"walker"}, stack)
+            wait_for("the first labels", lambda: "walker" in _labels(newest_prediction(client, other)), stack)
             figures["renewed_idle_s"] = percentiles([renew(number) for number in range(renewals)])
             trainings.start(project, "benchmark")
             wait_for("an epoch", lambda: (v := registry.running(project)) and v.history, stack)
