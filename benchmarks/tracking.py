@@ -34,6 +34,7 @@ from ml_backend.core.types import Detections, Track  # noqa: E402
 from ml_backend.detectors.motion import MotionDetector  # noqa: E402
 from ml_backend.detectors.yolo import YoloDetector  # noqa: E402
 from ml_backend.inference.detection_stream import detection_stream  # noqa: E402
+from ml_backend.inference.pipeline import STRIDE_S  # noqa: E402
 from ml_backend.tracking.assembly import TrackAssembler  # noqa: E402
 from ml_backend.tracking.association import Thresholds  # noqa: E402
 from ml_backend.tracking.metrics import Rows, read_mot, score  # noqa: E402
@@ -53,14 +54,13 @@ def find_tracks(video: Path, weights: Path | None, settings: Settings) -> tuple[
     if weights:
         detector.detect([next(read_frames(video, info)).image])
     motion = weights is None
+    stride = max(1, min(settings.stride, round(STRIDE_S * info.fps)))  # as in predictions
     tracker = Tracker(settings.tracker, info.fps, motion=motion)
     assembler = TrackAssembler(info.fps, detector.names, info.width, info.height, settings, motion=motion)
     tracks: list[Track] = []
     frames, tracking = 0, 0.0
     started = time.perf_counter()
-    for features in detection_stream(
-        video, info, detector, batch=settings.batch, stride=1 if motion else settings.stride
-    ):
+    for features in detection_stream(video, info, detector, batch=settings.batch, stride=1 if motion else stride):
         tracking_started = time.perf_counter()
         tracks += assembler.push(features.index, tracker.update(features))
         tracking += time.perf_counter() - tracking_started
