@@ -17,7 +17,7 @@ from ml_backend.core.types import Float64Array, IntArray, VideoInfo
 from ml_backend.datasets.selection import Submission, chosen_label, infer_frame_rate, region_labels, valid_score
 from ml_backend.datasets.video_files import VideoFacts
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE, VideoControl
-from ml_backend.label_studio.regions import MALFORMED, RegionKeys, stated_frames
+from ml_backend.label_studio.regions import MALFORMED, RegionKeys, global_id, stated_frames
 from ml_backend.label_studio.timeline import MAX_TIMELINE, Timeline, video_timeline
 from ml_backend.video.probe import playback_duration, probe
 
@@ -165,6 +165,10 @@ class TaskVideo:
         region_only = (label for region in self.regions for label in region_labels(region))
         return tuple(dict.fromkeys((*(label.value for label in self.control.labels), *region_only)))
 
+    def global_id(self, region: Mapping[str, Any]) -> int | None:
+        """Return the global id of one of the regions, by its prediction if it has none itself; ``None`` without one."""
+        return global_id(region) or global_id(self.submission.predicted.get(str(region.get("id", "")), {}))
+
     def frame_rate_of(self, path: Path) -> float | None:
         """Return the frame rate with a file at hand; ``None``: the recommended one, as ``import_videos.py`` sets it."""
         if self.rate_fields is None:
@@ -207,6 +211,7 @@ class VideoObject:
         region: Label Studio's JSON.
         keys: its keyframes.
         first, last: decoded frames between which it may be visible.
+        global_id: the same in all tasks that show the object; ``None`` without one.
     """
 
     track_id: int
@@ -219,6 +224,7 @@ class VideoObject:
     keys: RegionKeys = field(repr=False, compare=False)
     first: int
     last: int
+    global_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,14 +352,15 @@ def _video_object(
     """Return the region's object; its track id is assigned later."""
     submission = task_video.submission
     region_id, label = str(region.get("id", "")), chosen_label(region, labels)
-    if not (submission.is_prediction or region.get("origin") == "prediction"):
-        return VideoObject(0, region_id, label, "manual", None, None, region, keys, *span)
     # Some versions of Label Studio keep only the id of an accepted region: its score may be in the prediction.
     sources = [region, submission.predicted.get(region_id, {})]
+    number = task_video.global_id(region)
+    if not (submission.is_prediction or region.get("origin") == "prediction"):
+        return VideoObject(0, region_id, label, "manual", None, None, region, keys, *span, number)
     scores = [score for source in sources if (score := valid_score(source.get("score"))) is not None]
     classes = [meta["original_class"] for s in sources if (meta := s.get("meta") or {}).get("original_class")]
     confidence = scores[0] if scores else submission.score
-    return VideoObject(0, region_id, label, "auto", confidence, str([*classes, label][0]), region, keys, *span)
+    return VideoObject(0, region_id, label, "auto", confidence, str([*classes, label][0]), region, keys, *span, number)
 
 
 def belongs_to(region: Mapping[str, Any], control: VideoControl) -> bool:

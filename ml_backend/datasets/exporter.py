@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ml_backend.core.types import Frame, Progress
 from ml_backend.datasets.annotated_video import AnnotatedVideo, TaskVideo, VideoObject
 from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.export_state import ExportState, fingerprint, state_folder
-from ml_backend.datasets.formats import MASK_FORMATS
+from ml_backend.datasets.formats import GLOBAL_ID_FORMATS, MASK_FORMATS
 from ml_backend.datasets.formats.base import DatasetFormat, FrameSelector, SelectedFrames
 from ml_backend.datasets.formats.coco import Coco, CocoSeg
 from ml_backend.datasets.formats.cvat import Cvat
@@ -70,6 +70,7 @@ class DatasetOptions:
         crops: also write the crop of each box to ``crops/<split>/<label>/``, as a dataset for a classifier.
         images: whether images are written, if the format has them.
         tight_boxes: whether boxes become those of the objects' masks.
+        global_ids: whether objects have the numbers that they have in all tasks.
     """
 
     format: str = "yolo"
@@ -79,6 +80,7 @@ class DatasetOptions:
     crops: bool = False
     images: bool = True
     tight_boxes: bool = False
+    global_ids: bool = False
 
     @property
     def needs_masks(self) -> bool:
@@ -151,6 +153,11 @@ def export_dataset(
         )
     if options.tight_boxes and not format_class.has_images:
         raise ConfigError(f"The format {options.format} has boxes as they were drawn.", "Leave out --tight-boxes.")
+    if options.global_ids and options.format not in GLOBAL_ID_FORMATS:
+        raise ConfigError(
+            f"The format {options.format} has no global ids.",
+            f"Use one of {', '.join(GLOBAL_ID_FORMATS)}, or leave out --global-ids.",
+        )
     if options.needs_masks and segmenter is None:
         raise ConfigError("This export needs masks, and there is no model that makes them.", "Set SEGMENTER.")
     plan, labels = plan_videos(reader, options.sampling, format_class.whole_videos, frame_selector)
@@ -205,6 +212,8 @@ def state_options(options: DatasetOptions, frame_selector: FrameSelector | None 
     content = asdict(options) | ({"classes": "of each video"} if frame_selector else {})
     if not options.tight_boxes:
         del content["tight_boxes"]  # exports of earlier releases do not have it
+    if not options.global_ids:
+        del content["global_ids"]
     return content
 
 
@@ -218,6 +227,7 @@ class DatasetVideo:
         by: how frames are split.
         same_as: name of the first entry with the same video, which seeds random choices.
         shared: whether other entries have the same video. A frame has the same split in all of them.
+        first_id: numbers after it, as many as the entry has regions, are no global ids, nor other entries'.
     """
 
     name: str
@@ -225,6 +235,7 @@ class DatasetVideo:
     by: SplitBy
     same_as: str
     shared: bool
+    first_id: int
 
     @property
     def rule(self) -> Any:
@@ -247,12 +258,17 @@ def plan_videos(
     taken: list[str] = []
     first_names: dict[str, str] = {}
     same_as: list[str] = []
+    sizes: list[int] = []
+    largest = 0
     for task_video in reader.task_videos():
         name = frame_selector.name(task_video) if frame_selector else reader.file_stem(task_video)
         taken.append(names.take(name, task_video.task_id))
         key = _video_key(task_video, reader.url) or f"only {taken[-1]}"
         same_as.append(first_names.setdefault(key, taken[-1]))
         labels.update(dict.fromkeys(task_video.labels))
+        regions = task_video.regions
+        sizes.append(len(regions))
+        largest = max([largest, *(task_video.global_id(region) or 0 for region in regions)])
     videos = list(first_names.values())
     by = sampling.split
     if by == "auto":
@@ -265,8 +281,8 @@ def plan_videos(
     split_of = dict(zip(videos, splits, strict=True))
     counts = Counter(same_as)
     plan = [
-        DatasetVideo(name, split_of[first], by, first, counts[first] > 1)
-        for name, first in zip(taken, same_as, strict=True)
+        DatasetVideo(name, split_of[first], by, first, counts[first] > 1, largest + before)
+        for name, first, before in zip(taken, same_as, accumulate(sizes, initial=0), strict=False)
     ]
     return plan, tuple(labels)
 
@@ -348,6 +364,7 @@ class _ExportRun:
                 "split": None if self.frame_selector else planned.rule,
                 **({"picker": self.frame_selector.inputs(video)} if self.frame_selector else {}),
                 **({"segmenter": self.segmenter.model_id} if self.segmenter else {}),
+                **({"first_id": planned.first_id} if self.options.global_ids else {}),
             }
             record = {"made_from": inputs, "part": _task_video_fingerprint(task_video)}
             previous = self.state.read(planned.name)
@@ -356,6 +373,8 @@ class _ExportRun:
                     self.state.write(planned.name, previous | record)
                 return {**previous["outcome"], "continued": True}
             selected = self._select(planned, video, objects)
+            if self.options.global_ids:
+                selected = replace(selected, first_id=planned.first_id)
             if previous is not None:
                 # Decoding dominates, so images of the same file that are still selected are kept.
                 same_file = previous.get("made_from", {}).get("file") == inputs["file"]
@@ -444,7 +463,7 @@ class _ExportRun:
             self.progress(video.info.frames, video.info.frames)
         splits = {index: split for index, split in split_of.items() if index in kept}
         frames = np.array(list(splits), np.int64)
-        return SelectedFrames(selected.name, video, selected.objects, frames, list(splits.values()), masks)
+        return replace(selected, frames=frames, splits=list(splits.values()), masks=masks)
 
     def _previous_outcome(self, planned: DatasetVideo, task_video: TaskVideo) -> dict[str, Any] | None:
         """Return the outcome of an exported video that is no longer available, if all but the file is unchanged."""
@@ -455,6 +474,8 @@ class _ExportRun:
             return None
         inputs, classes = previous["made_from"], list(self.dataset.classes)
         # Appended classes change no class ids.
+        if inputs.get("first_id", planned.first_id) != planned.first_id:
+            return None
         if inputs["split"] != planned.rule or classes[: len(inputs["classes"])] != inputs["classes"]:
             return None
         return {**previous["outcome"], "continued": True}

@@ -24,6 +24,8 @@ Region = dict[str, Any]
 #: Raised while reading a malformed region.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
+#: Largest global id of an object.
+MAX_GLOBAL_ID = 999_999_999
 #: Length of Label Studio's own ids.
 _ID_LENGTH = 10
 
@@ -225,6 +227,13 @@ def _upright(xyxy: Float64Array, degrees: Float64Array) -> Float64Array:
     x = xyxy[:, :1] + dx * np.cos(angle) - dy * np.sin(angle)
     y = xyxy[:, 1:2] + dx * np.sin(angle) + dy * np.cos(angle)
     return np.stack([x.min(axis=1), y.min(axis=1), x.max(axis=1), y.max(axis=1)], axis=1)
+
+
+def global_id(region: Mapping[str, Any]) -> int | None:
+    """Return the number that a region's object has in all tasks of its project; ``None`` without one."""
+    meta = region.get("meta")
+    number = meta.get("global_id") if isinstance(meta, Mapping) else None
+    return number if isinstance(number, int) and 0 < number <= MAX_GLOBAL_ID and number is not True else None
 
 
 def visible_frames(region: Mapping[str, Any]) -> int:

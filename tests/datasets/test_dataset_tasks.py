@@ -12,6 +12,7 @@ import yaml
 from ml_backend.core.errors import ConfigError
 from ml_backend.datasets.annotation_reader import AnnotationReader
 from ml_backend.datasets.exporter import DatasetOptions, DatasetResult, export_dataset
+from ml_backend.datasets.formats.annotations_json import export_annotations
 from ml_backend.datasets.formats.coco import read_coco
 from ml_backend.datasets.formats.cvat import read_cvat
 from ml_backend.datasets.formats.mot import read_mot
@@ -198,3 +199,52 @@ def test_crops_of_labels_that_are_much_alike(tmp_path: Path) -> None:
     crops = tmp_path / "out" / "crops" / "train"
     assert sorted(path.name for path in crops.iterdir()) == ["A_b-3", "a_b", "a_b-1", "a_b-2", "c", "video"]
     assert all(len(list(folder.iterdir())) == 1 for folder in crops.iterdir())
+
+
+# -- one object in several tasks
+
+
+def known(number: int | None, region_id: str, start: int = 1) -> dict[str, Any]:
+    """A track from frame ``start`` on; with a global id."""
+    keys = key(start, 5.0), key(start + 4, 15.0, False)
+    return make_region(*keys, region_id=region_id, **({"meta": {"global_id": number}} if number else {}))
+
+
+def test_global_ids_are_exported_on_request(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_video(tmp_path / f"{name}.mp4", frames=10)
+    lost = {"id": 9, "model_version": "yolo.base", "result": [known(40, "r2")]}  # its annotation has lost it
+    tasks = [
+        make_task("a.mp4", make_annotation(known(None, "r1"), known(7, "r2"), known(7, "r3", 6)), task_id=1),
+        make_task("b.mp4", make_annotation(known(7, "r1"), known(None, "r2"), known(7, "r3")), task_id=2)
+        | {"predictions": [lost]},
+    ]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for folder in (plain, tmp_path):
+        for name in ("a", "b"):
+            if folder == plain:
+                make_video(plain / f"{name}.mp4", frames=10)
+        options = DatasetOptions("mot", images=False, global_ids=folder == tmp_path)
+        export(folder, tasks, options)
+
+    def ids(folder: Path, name: str) -> list[int]:
+        lines = (folder / "out" / "train" / name / "gt" / "gt.txt").read_text().splitlines()
+        return sorted({int(line.split(",")[1]) for line in lines})
+
+    assert (ids(plain, "a"), ids(plain, "b")) == ([1, 2, 3], [1, 2, 3])
+    # 40 is the largest one: the others follow, those of each video after those of the one before. Two that are visible
+    # at once are not one.
+    assert (ids(tmp_path, "a"), ids(tmp_path, "b")) == ([7, 41], [7, 40, 46])
+    source = AnnotationReader.from_file(tmp_path / "e.json")
+    export_dataset(source, tmp_path / "coco", DatasetOptions("coco", TRAIN_ONLY, images=False, global_ids=True))
+    found = json.loads((tmp_path / "coco" / "annotations" / "instances_train.json").read_text())["annotations"]
+    assert {item.get("global_id") for item in found} == {None, 7, 40}
+    assert len({item["track_id"] for item in found}) == 6
+    export_annotations(source, tmp_path / "rows.json", with_ids=True, global_ids=True)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert {row.get("global_id") for row in rows} == {None, 7, 40}
+    export_annotations(source, tmp_path / "rows.json")
+    assert not any("global_id" in row for row in json.loads((tmp_path / "rows.json").read_text()))
+    with pytest.raises(ConfigError, match="no global ids"):
+        export_dataset(source, tmp_path / "yolo", DatasetOptions("yolo", global_ids=True))

@@ -25,6 +25,7 @@ from ml_backend.datasets.statistics import as_table, collect_statistics, write_c
 )
 @click.option("--with-video", is_flag=True, help='Add the field "video" to each row.')
 @click.option("--with-ids", is_flag=True, help='Add the fields "frame_number" and "track_id" to each row.')
+@click.option("--global-ids", is_flag=True, help='Add the field "global_id" to rows of objects that have one.')
 @click.option("--all-annotators", is_flag=True, help='Export every submitted annotation; adds the field "annotator".')
 @click.option("--statistics", is_flag=True, help="Also print a table of annotation statistics.")
 @click.option(
@@ -41,6 +42,7 @@ def main(
     sample: str,
     with_video: bool,
     with_ids: bool,
+    global_ids: bool,
     all_annotators: bool,
     statistics: bool,
     statistics_csv: Path | None,
@@ -57,7 +59,13 @@ def main(
     reader = open_reader(**source_options, all_annotators=all_annotators)
     with progress_bar("Exporting videos") as progress:
         written = export_annotations(
-            reader, out, sample=frames, with_video=with_video, with_ids=with_ids, progress=progress
+            reader,
+            out,
+            sample=frames,
+            with_video=with_video,
+            with_ids=with_ids,
+            global_ids=global_ids,
+            progress=progress,
         )
     if not written.videos and not reader.skipped:
         print("Nothing is annotated. --predictions missing exports what only models have labelled.", file=sys.stderr)

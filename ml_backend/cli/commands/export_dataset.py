@@ -56,6 +56,11 @@ from ml_backend.inference.segmenter import use_segmenter
 @click.option("--crops", is_flag=True, help="Also write a crop of each box to crops/, for classifiers.")
 @click.option("--tight-boxes", is_flag=True, help="Shrink each box to the mask that SEGMENTER makes of it.")
 @click.option(
+    "--global-ids",
+    is_flag=True,
+    help="Number objects alike in all tasks: the tracks of mot, and the field global_id in coco and coco-seg.",
+)
+@click.option(
     "--to-label-studio",
     type=click.Path(path_type=Path, exists=True),
     help="Import instead: read this dataset and write Label Studio tasks to --out.",
@@ -87,6 +92,7 @@ def main(
     no_images: bool,
     crops: bool,
     tight_boxes: bool,
+    global_ids: bool,
     to_label_studio: Path | None,
     kind: Any,
     url_prefix: str,
@@ -109,7 +115,7 @@ def main(
     labels = {label for part in reader.task_videos() for label in part.labels} if classes else set()
     names = chosen_classes(classes, labels)
     form = ImageFormat(image_format, quality)
-    options = DatasetOptions(format_name, sampling, form, names, crops, not no_images, tight_boxes)
+    options = DatasetOptions(format_name, sampling, form, names, crops, not no_images, tight_boxes, global_ids)
     with (
         use_segmenter(settings_in_force()) if options.needs_masks else nullcontext() as segmenter,
         progress_bar("Exporting") as progress,

@@ -5,6 +5,7 @@
 
 ``frame`` is the frame's time in seconds with three decimals, ``bbox`` whole pixels of the displayed video. On request
 rows also have ``frame_number`` (the decoded frame, from 0, as in datasets) and ``track_id`` (from 1 in each video).
+Also on request, rows of objects that have one have a ``global_id``, the same in all videos.
 ``confidence`` and ``original_class`` are present only if ``source`` is ``"auto"``, and ``confidence`` only if the
 prediction has a score. Rows are ordered by video, time and track.
 """
@@ -69,8 +70,10 @@ def frames_at_rate(times: npt.NDArray[np.float64], rate: float) -> IntArray:
     return np.flatnonzero(np.diff(step, prepend=step[0] - 1) > 0).astype(np.int64)
 
 
-def annotation_rows(video: AnnotatedVideo, sample: Sample = "all", with_ids: bool = False) -> Iterator[Row]:
-    """Yield the rows of one video; ``with_ids``: with ``frame_number`` and ``track_id``."""
+def annotation_rows(
+    video: AnnotatedVideo, sample: Sample = "all", with_ids: bool = False, global_ids: bool = False
+) -> Iterator[Row]:
+    """Yield the rows of one video; see :func:`export_annotations`."""
     labelled = [item for item in video.objects if item.label]
     keyframes: dict[int, set[int]] = {}
     wanted: IntArray
@@ -86,6 +89,8 @@ def annotation_rows(video: AnnotatedVideo, sample: Sample = "all", with_ids: boo
             if sample == "keyframes" and frame.index not in keyframes[item.track_id]:
                 continue
             ids = {"frame_number": frame.index, "track_id": item.track_id} if with_ids else {}
+            if global_ids and item.global_id:
+                ids["global_id"] = item.global_id
             yield _row(item, frame.time, whole_pixels(box, video.info.width, video.info.height)) | ids
 
 
@@ -113,6 +118,7 @@ def export_annotations(
     sample: Sample = "all",
     with_video: bool = False,
     with_ids: bool = False,
+    global_ids: bool = False,
     progress: Progress | None = None,
 ) -> WrittenAnnotations:
     """Write the annotations of every task to one file, atomically replacing an existing one.
@@ -122,6 +128,7 @@ def export_annotations(
     Args:
         with_video: add the video's name to each row, as ``video``.
         with_ids: add ``frame_number`` and ``track_id`` to each row.
+        global_ids: add ``global_id`` to rows of objects that have one.
         progress: called with videos done and in total.
 
     Raises:
@@ -138,7 +145,7 @@ def export_annotations(
                 if reader.all_annotators and not task_video.submission.is_prediction:
                     extra["annotator"] = task_video.submission.annotator
                 with task_video.open() as video:
-                    for row in annotation_rows(video, sample, with_ids):
+                    for row in annotation_rows(video, sample, with_ids, global_ids):
                         row |= extra
                         file.write((",\n" if written.rows else "\n") + json.dumps(row, ensure_ascii=False))
                         written.rows += 1

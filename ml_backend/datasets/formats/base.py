@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from ml_backend.core.errors import ConfigError
 from ml_backend.core.types import IntArray
 from ml_backend.datasets.annotated_video import AnnotatedVideo, FrameBoxes, TaskVideo, VideoObject
@@ -27,6 +29,7 @@ class SelectedFrames:
         frames: ``(n,)`` ascending decoded indices.
         splits: ``n`` split names.
         masks: file with the masks of these frames, if they are made.
+        first_id: of a dataset with global ids, before the numbers of objects without one; ``None``: of another.
     """
 
     name: str
@@ -35,11 +38,33 @@ class SelectedFrames:
     frames: IntArray
     splits: Sequence[str]
     masks: Path | None = None
+    first_id: int | None = None
 
     def boxes(self) -> Iterator[FrameBoxes]:
         """Yield the boxes of each frame in order, including frames without boxes."""
         frames = self.video.frames(self.frames, self.objects)
         return frames if self.masks is None else read_masks(self.masks, frames)
+
+    def object_ids(self) -> dict[int, int]:
+        """Return the number of each object, by track id: global ids if they are asked for.
+
+        Of two objects that are visible at once, and have one global id, only the first keeps it.
+        """
+        if self.first_id is None:
+            return {item.track_id: item.track_id for item in self.objects}
+        found: dict[int, int] = {}
+        frames: dict[int, IntArray] = {}
+        for item in self.objects:
+            number = item.global_id or self.first_id + item.track_id
+            if item.global_id:
+                own = self.video.boxes(item)[0]
+                taken = frames.get(number, own[:0])
+                if len(np.intersect1d(taken, own, assume_unique=True)):
+                    number = self.first_id + item.track_id
+                else:
+                    frames[number] = np.concatenate([taken, own])
+            found[item.track_id] = number
+        return found
 
 
 #: Number of frames by video name and split.

@@ -3,8 +3,8 @@
 ``annotations/instances_{train,val,test}.json`` with ``images``, ``annotations`` and ``categories`` as COCO defines
 them, and in addition: ``videos``, with ``stride`` (see :attr:`~ml_backend.datasets.sampling.Sampling.even_stride`); in
 images ``video_id`` and ``frame_id`` (the decoded frame, from 0); in annotations ``video_id``, ``track_id`` (unique in
-the dataset), ``source`` and, for predictions, ``confidence``. ``segmentation`` is the box; in ``coco-seg`` the mask, as
-compressed run lengths.
+the dataset), ``source`` and, for predictions, ``confidence``; on request ``global_id``, of objects that have one.
+``segmentation`` is the box; in ``coco-seg`` the mask, as compressed run lengths.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Coco(DatasetFormat):
                         "xyxy": [round(value, 3) for value in box],
                         "source": item.source,
                         "confidence": item.confidence,
+                        **({"global": item.global_id} if selected.first_id is not None and item.global_id else {}),
                     }
                     for item, box in zip(frame.objects, frame.xyxy.tolist(), strict=True)
                 ]
@@ -146,6 +147,8 @@ class Coco(DatasetFormat):
                     "track_id": head["first_track"] + box["track"],
                     "source": box["source"],
                 }
+                if "global" in box:
+                    item["global_id"] = box["global"]
                 if self.with_masks:
                     size = [head["height"], head["width"]]
                     item |= {"area": box["area"], "segmentation": {"size": size, "counts": box["rle"]}}

@@ -1,7 +1,8 @@
 """Write and read the layout of MOT17: ``<split>/<video>/{gt/gt.txt, img1/000001.jpg, seqinfo.ini}``.
 
 A line of gt.txt is ``frame,track,left,top,width,height,confidence,class,visibility``: frames and tracks from 1, boxes
-in pixels, confidence 1 unless ignored. ``gt/labels.txt`` has the class names, as CVAT writes them. ``seqinfo.ini`` has
+in pixels, confidence 1 unless ignored. With global ids, tracks have the same number in all sequences that show their
+object, and no other one has it. ``gt/labels.txt`` has the class names, as CVAT writes them. ``seqinfo.ini`` has
 two fields of our own, ``videoFile`` and ``stride``: frame n is decoded frame (n - 1) * stride.
 """
 
@@ -68,11 +69,12 @@ class Mot(DatasetFormat):
         write_text(folder / "seqinfo.ini", f"[Sequence]\n{lines}")
 
     def _lines(self, selected: SelectedFrames) -> Iterator[str]:
+        ids = selected.object_ids()
         for frame in selected.boxes():
             number = self._mot_frame(frame.index)
             for item, (x1, y1, x2, y2) in zip(frame.objects, frame.xyxy.tolist(), strict=True):
                 size = f"{x1:.3f},{y1:.3f},{x2 - x1:.3f},{y2 - y1:.3f}"
-                yield f"{number},{item.track_id},{size},1,{self.class_ids[item.label] + 1},1\n"
+                yield f"{number},{ids[item.track_id]},{size},1,{self.class_ids[item.label] + 1},1\n"
 
     def remove(self, name: str, keep: frozenset[Path] = frozenset()) -> None:
         for split in SPLITS:
