@@ -151,6 +151,7 @@ def export_project(
     predictions: Predictions,
     stride: int | None = 1,
     with_ids: bool = False,
+    global_ids: bool = False,
 ) -> dict[str, Any]:
     """Export a project's annotations as one file: JSON rows, or a dataset in a zip archive.
 
@@ -159,13 +160,16 @@ def export_project(
         predictions: see :class:`ml_backend.datasets.annotation_reader.AnnotationReader`.
         stride: frames between two images of a dataset; ``None``, in jobs of earlier releases, is 1.
         with_ids: add frame numbers and track ids to JSON rows.
+        global_ids: see :class:`~ml_backend.datasets.exporter.DatasetOptions`.
     """
     reader = context.reader(project_id, predictions=predictions)
     with _temporary_folder(context) as folder:
         if format_name == "annotations":
             made = folder / "annotations.json"
             progress = context.step("exporting")
-            written = export_annotations(reader, made, with_video=True, with_ids=with_ids, progress=progress)
+            written = export_annotations(
+                reader, made, with_video=True, with_ids=with_ids, global_ids=global_ids, progress=progress
+            )
             counts: dict[str, Any] = {"videos": written.videos, "rows": written.rows}
         else:
 
@@ -177,7 +181,7 @@ def export_project(
                     )
                 return context.should_stop()
 
-            options = DatasetOptions(format_name, Sampling(stride or 1))
+            options = DatasetOptions(format_name, Sampling(stride or 1), global_ids=global_ids)
             with use_segmenter(context.settings) if options.needs_masks else nullcontext() as segmenter:
                 result = export_dataset(
                     reader,

@@ -77,10 +77,18 @@ class ApiQueue:
         args = [project_id, task_id, version]
         return self._request("render_custom_video", args, name, "api_file_jobs")
 
-    def export(self, project_id: int, format_name: str, predictions: str, stride: int, with_ids: bool) -> Job:
+    def export(
+        self, project_id: int, format_name: str, predictions: str, stride: int, with_ids: bool, global_ids: bool
+    ) -> Job:
         name = f"export-{project_id}-{format_name}-{predictions}-{stride}" + ("-ids" if with_ids else "")
-        args = [project_id, format_name, predictions, stride, with_ids]
+        name += "-global" if global_ids else ""
+        args = [project_id, format_name, predictions, stride, with_ids, global_ids]
         return self._request("export_project", args, name, "api_file_jobs")
+
+    # -- objects
+
+    def match_objects(self, project_id: int, by: str) -> Job:
+        return self._request("match_objects", [project_id, by], f"objects-{project_id}", "match_objects")
 
     # -- published results
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import moments, repairs
-from ml_backend.review.repair_json import ACCEPT, CONSENSUS, DISMISS, SKIP, UNCHANGING, digest
+from ml_backend.review.repair_json import ACCEPT, CONSENSUS, DISMISS, IDENTIFY, SKIP, UNCHANGING, digest
 
 if TYPE_CHECKING:
     from ml_backend.core.types import FloatArray
@@ -258,6 +258,13 @@ class MomentStore:
         )
         with self._storage.read() as connection:
             return set(connection.scalars(query.distinct()))
+
+    def largest_global_id(self, project_id: int) -> int:
+        """Return the largest global id that was ever given in a project; 0: none was."""
+        number = repairs.c.after[(0, "meta", "global_id")].as_integer()
+        given = (repairs.c.project_id == project_id) & (repairs.c.action == IDENTIFY)
+        with self._storage.read() as connection:
+            return connection.scalar(sa.select(sa.func.max(number)).where(given)) or 0
 
     def note_written(self, annotation_id: int, digest: str) -> None:
         """Store the digest of what was written to an annotation last, with all repairs of it."""

@@ -19,7 +19,12 @@ from ml_backend.datasets.annotated_video import TaskVideo
 from ml_backend.datasets.selection import chosen_label, valid_score
 from ml_backend.detectors.loading import use_detector
 from ml_backend.detectors.weights import ResolvedDetector
-from ml_backend.embeddings.crop_embeddings import CropEmbedding, MemoryCropEmbeddings, embed_tracks
+from ml_backend.embeddings.crop_embeddings import (
+    CropEmbedding,
+    CropEmbeddingStore,
+    MemoryCropEmbeddings,
+    embed_tracks,
+)
 from ml_backend.embeddings.crop_selection import candidate_crops
 from ml_backend.embeddings.hub import ResolvedModel
 from ml_backend.embeddings.loading import use_embedder
@@ -29,7 +34,7 @@ from ml_backend.inference.pipeline import detection_stride
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE, LabelMapper, LabelSpec
 from ml_backend.label_studio.regions import MALFORMED, RegionKeys
 from ml_backend.label_studio.timeline import MAX_TIMELINE, Timeline, video_timeline
-from ml_backend.review.video import CROPS_PER_TRACK, ReviewVideo
+from ml_backend.review.video import CROPS_PER_TRACK, Evidence, ReviewVideo
 from ml_backend.video.probe import probe
 
 log = logging.getLogger(__name__)
@@ -82,14 +87,16 @@ def open_for_review(
     progress: Progress | None = None,
     stored: Sequence[CropEmbedding] = (),
     logged: LoggedDetections | None = None,
+    store: CropEmbeddingStore | None = None,
 ) -> Iterator[ReviewTask]:
     """Read the tracks of a task, embed crops of them and run the detector, if the video can be found.
 
     Args:
         models: ``None``: nothing is embedded or detected, only ``stored`` crops and ``logged`` detections count.
         progress: of the detector, in frames.
-        stored: crops that were embedded before, on decoded frames.
+        stored: crops that were embedded before, on decoded frames. Only tracks that none of them shows are embedded.
         logged: detections of the video, on decoded frames.
+        store: where new embeddings are kept; ``None``: nowhere.
 
     Raises:
         LabelStudioUnavailable, StorageError: no other video can be reviewed either.
@@ -108,7 +115,12 @@ def open_for_review(
             return
         tracks, region_ids = _tracks(task, (info.width, info.height), timeline.frames_count, notes)
         decoded = timeline.decoded_index(np.arange(1, timeline.frames_count + 1))
-        crops = _on_timeline(_crops(tracks, path, info, decoded, models) if models else stored, decoded)
+        crops = _on_timeline(stored, decoded)
+        if models:
+            size = info.width, info.height
+            seen = Evidence(ReviewVideo(tracks, timeline.frame_rate, *size, timeline.frames_count, crops=crops)).views
+            unseen = [track for track in tracks if track.track_id not in seen]
+            crops += _on_timeline(_crops(unseen, path, info, decoded, models, store), decoded)
         detections: dict[int, Detections] | None = None
         names: dict[int, str] = {}
         if models is not None and models.detector is not None:
@@ -192,9 +204,14 @@ def _value(region: Mapping[str, Any], key: str = "value") -> Mapping[str, Any]:
 
 
 def _crops(
-    tracks: Sequence[Track], path: Path, info: VideoInfo, decoded: IntArray, models: ReviewModels
+    tracks: Sequence[Track],
+    path: Path,
+    info: VideoInfo,
+    decoded: IntArray,
+    models: ReviewModels,
+    store: CropEmbeddingStore | None,
 ) -> list[CropEmbedding]:
-    """Embed crops of the tracks, on decoded frames."""
+    """Embed crops of the tracks, on decoded frames, unless the store has them."""
     candidates = []
     for track in tracks:
         shown = track.frames < len(decoded)
@@ -208,7 +225,7 @@ def _crops(
         candidates,
         partial(use_embedder, models.embedder, models.settings),
         models.embedder.model_id,
-        MemoryCropEmbeddings(),
+        store or MemoryCropEmbeddings(),
         lambda: nullcontext(path),
         CROPS_PER_TRACK,
     )

@@ -16,7 +16,15 @@ from ml_backend.core.errors import ConfigError, Conflict
 from ml_backend.core.keyframes import interpolate, simplify
 from ml_backend.core.types import UNLABELLED, IntArray, Track
 from ml_backend.label_studio.label_config import VideoControl
-from ml_backend.label_studio.regions import MALFORMED, Region, RegionKeys, make_region, region_boxes, stated_frames
+from ml_backend.label_studio.regions import (
+    MALFORMED,
+    Region,
+    RegionKeys,
+    global_id,
+    make_region,
+    region_boxes,
+    stated_frames,
+)
 from ml_backend.review.repair_json import RepairJson, digest
 from ml_backend.review.repairs import (
     Add,
@@ -129,7 +137,8 @@ def repair_result(result: Sequence[Region], repair: RepairJson, note: str = "") 
 def replay(result: Sequence[Region], before: Sequence[Region], after: Sequence[Region]) -> RegionChange | None:
     """Replace the regions that show the same tracks as ``before`` by ``after``, as a repair did.
 
-    Labels that differ from those of ``before`` are newer, and kept.
+    Labels and global ids that differ from those of ``before`` are newer, and kept. Where the repair only wrote to
+    ``meta``, so is everything else.
 
     Returns:
         ``None`` if a track is not there, or the added one is there already.
@@ -149,10 +158,16 @@ def replay(result: Sequence[Region], before: Sequence[Region], after: Sequence[R
         for old, new in zip(before, found, strict=True)
         if _labels(new) != _labels(old)
     }
-    replaced = [
-        {**region, "value": {**region["value"], "labels": newer.get(tuple(_labels(region)), _labels(region))}}
-        for region in after
-    ]
+    if [region["value"] for region in before] == [region["value"] for region in after]:
+        replaced = [_with_meta(new, old, now) for new, old, now in zip(found, before, after, strict=True)]
+    else:
+        replaced = [
+            {**region, "value": {**region["value"], "labels": newer.get(tuple(_labels(region)), _labels(region))}}
+            for region in after
+        ]
+        for number, (old, new) in enumerate(zip(before[: len(after)], found, strict=False)):
+            if global_id(new) != global_id(old):
+                replaced[number] = _identified(replaced[number], global_id(new))
     return RegionChange(_replaced(result, found, replaced), found, replaced)
 
 
@@ -172,6 +187,15 @@ def reapply(result: Sequence[Region], decisions: Sequence[Mapping[str, Any]]) ->
 def take_back(result: Sequence[Region], decisions: Sequence[Mapping[str, Any]]) -> list[Region]:
     """Return a prediction's result without repairs, as the model made it."""
     return reapply(result, [{"before": item["after"], "after": item["before"]} for item in reversed(decisions)])
+
+
+def shown_at_once(a: Region, b: Region) -> bool:
+    """Return whether a video shows two regions on a common frame, so that they are two objects."""
+    if a.get("to_name") != b.get("to_name"):
+        return False
+    frames = np.arange(1, max(stated_frames(item) for item in (a, b)) + 1)
+    visible = [region_boxes(item, 100, 100, frames)[2] for item in (a, b)]
+    return bool((visible[0] & visible[1]).any())
 
 
 def _has_track(result: Sequence[Region], track: Region) -> bool:
@@ -206,6 +230,20 @@ def _noted(region: Region, note: str) -> Region:
     return {**region, "meta": {**meta, "repaired": note, "text": "; ".join(filter(None, [note, meta.get("text")]))}}
 
 
+def _with_meta(region: Region, before: Region, after: Region) -> Region:
+    """Return a region with what a repair has changed in the ``meta`` of another one."""
+    meta, old, new = (item.get("meta") or {} for item in (region, before, after))
+    if global_id(region) not in (None, global_id(before)):  # newer, and so is what is said of it
+        return dict(region)
+    kept = {name: value for name, value in meta.items() if name in new or name not in old}
+    return {**region, "meta": kept | {name: value for name, value in new.items() if old.get(name) != value}}
+
+
+def _identified(region: Region, number: int | None) -> Region:
+    meta = {name: value for name, value in (region.get("meta") or {}).items() if name != "global_id"}
+    return {**region, "meta": meta | ({"global_id": number} if number else {})}
+
+
 def _labels(region: Region) -> list[str]:
     return list(region["value"].get("labels") or [])
 
@@ -233,6 +271,10 @@ def _repaired(before: Sequence[Region], repair: RepairJson) -> list[Region]:
             return [_changed(region, {**region["value"], "labels": labels})]
         case "delete":
             return []
+        case "identify":
+            if global_id(region) == repair["global_id"]:
+                raise ValueError("expected another global id")
+            return [_identified(region, repair["global_id"])]
     tracks = [_track(item, number) for number, item in enumerate(before)]
     keyframes = np.unique(np.concatenate([RegionKeys.read(item).frames for item in before]))
     repaired = apply_repair(tracks, _from_json(repair, region))
@@ -245,8 +287,8 @@ def _repaired(before: Sequence[Region], repair: RepairJson) -> list[Region]:
         last = max(count, int(track.frames[-1]) + 1)
         sequence = keyframe_sequence(track.frames, track.xyxy.astype(np.float64), keyframes, last, rate)
         new = _changed(source, {**value, "sequence": sequence, "labels": [track.label] if track.label else []})
-        if track.track_id >= len(before):
-            new["id"] = digest(region.get("id"), repair)[:10]
+        if track.track_id >= len(before):  # another object, which may be another one everywhere
+            new = {**_identified(new, None), "id": digest(region.get("id"), repair)[:10]}
         out.append(new)
     return out
 

@@ -7,11 +7,14 @@ import json
 from typing import Any
 
 #: ``do``, ``region``, and depending on that ``other``, ``frame``, ``first``, ``last``, ``label``, ``fill``, ``blend``,
-#: ``sequence``; or ``add`` with the whole region as ``added``. Frames are 1-based, on Label Studio's timeline.
+#: ``sequence``, ``global_id``; or ``add`` with the whole region as ``added``. Frames are 1-based, on Label Studio's
+#: timeline.
 RepairJson = dict[str, Any]
 #: Answers that change no region. A skipped moment stays in the queue, at its end; a rejected track is not found again.
 SKIP, DISMISS, REJECT = UNCHANGING = ("skip", "dismiss", "reject")
 ACCEPT = "accept"
+#: A decision that gives a track's object a number. Boxes and labels stay as they are.
+IDENTIFY = "identify"
 #: A decision that wrote an annotation of its own, which is nobody's.
 CONSENSUS = "consensus"
 
@@ -32,6 +35,8 @@ def describe_json(repair: RepairJson) -> str:
             return f"Exchanged with another track from frame {repair['frame']} on."
         case "relabel":
             return f"Labelled {repair['label']}." if repair["label"] else "Label removed."
+        case "identify":
+            return f"Global id {repair['global_id']}."
         case "end":
             return f"Kept from frame {repair['first']} to {repair['last']} only."
         case "add":

@@ -11,7 +11,7 @@ import numpy as np
 
 from ml_backend.core.boxes import box_area
 from ml_backend.datasets.selection import chosen_label, valid_score
-from ml_backend.label_studio.regions import MALFORMED, RegionKeys
+from ml_backend.label_studio.regions import MALFORMED, RegionKeys, global_id
 from ml_backend.label_studio.timeline import MAX_TIMELINE
 from ml_backend.review.region_repairs import region_digest
 from ml_backend.tracking.box_motion import runs
@@ -36,6 +36,7 @@ class TrackRow:
         area: mean share of the picture that its box covers.
         digest: changes when a repair would find another track.
         keys: its keyframes.
+        global_id: of its object in all tasks; ``None`` without one.
     """
 
     number: int
@@ -47,6 +48,7 @@ class TrackRow:
     area: float
     digest: str
     keys: RegionKeys
+    global_id: int | None
 
     def box(self, frame: int) -> tuple[float, float, float, float] | None:
         """Return x, y, width and height in percent at a 1-based frame; ``None`` where it is not visible."""
@@ -89,6 +91,6 @@ def track_rows(regions: Iterable[Mapping[str, Any]], labels: Sequence[str], fram
         areas = box_area(xyxy[visible])
         shown = len(areas) + stays
         area = float(areas.sum() + stays * areas[-1:].sum()) / max(shown, 1)
-        found.append(TrackRow(0, name, label, score, spans, shown, area, digest, keys))
+        found.append(TrackRow(0, name, label, score, spans, shown, area, digest, keys, global_id(region)))
     found.sort(key=lambda row: row.spans[0] if row.spans else (0, 0))
     return [replace(row, number=number) for number, row in enumerate(found, start=1)]

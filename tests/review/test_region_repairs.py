@@ -191,3 +191,35 @@ def test_digest_changes_with_boxes_and_label_only() -> None:
     assert region_digest({**A, "id": "x", "score": 0.3, "meta": {}}) == region_digest(A)
     assert region_digest(B) != region_digest(A)
     assert region_digest({**A, "value": {**A["value"], "labels": ["car"]}}) != region_digest(A)
+
+
+def identified(item: dict[str, Any], number: int) -> dict[str, Any]:
+    return repair_result([item], {"do": "identify", "region": item["id"], "global_id": number}, "by anna").after[0]
+
+
+def test_a_global_id_goes_over_to_the_same_track_of_a_newer_prediction() -> None:
+    known = identified(A, 7)
+    assert (known["value"], known["meta"]["global_id"]) == (A["value"], 7)
+    newer = region("new", [(1, 1.0, True), (30, 29.5, True), (60, 1.0, False)], "car", score=0.4)
+    change = replay([newer, B], [A], [known])
+    assert change is not None
+    kept = change.result[0]
+    assert {name: kept[name] for name in newer} == newer, "boxes, label and score are those of the newer one"
+    assert kept["meta"] == {"global_id": 7, "repaired": "by anna", "text": "by anna"}
+    undone = replay(change.result, [known], [A])
+    assert undone is not None
+    assert undone.result == [{**newer, "meta": {}}, B]
+    other = replay([identified(kept, 9), B], [known], [A])
+    assert other is not None
+    assert other.result[0]["meta"]["global_id"] == 9, "given later"
+    with pytest.raises(Conflict):
+        identified(known, 7)
+
+
+def test_other_repairs_and_a_global_id() -> None:
+    relabelled = repair_result([A], {"do": "relabel", "region": "a", "label": "car"}).after[0]
+    change = replay([identified(relabelled, 7)], [relabelled], [A])
+    assert change is not None
+    assert (change.result[0]["value"], change.result[0]["meta"]["global_id"]) == (A["value"], 7), "it is kept"
+    first, second = repair_result([identified(A, 7)], {"do": "split", "region": "a", "frame": 41}).after
+    assert (first["meta"]["global_id"], second["meta"].get("global_id")) == (7, None)

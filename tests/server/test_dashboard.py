@@ -439,11 +439,12 @@ def test_an_export_takes_every_frame_unless_told(hostile: Room) -> None:
     assert re.search(r'<input id="stride"[^>]* value="1"', form)
     assert re.search(r'<option value="(\w+)"', form.split('name="predictions"')[1]).group(1) == "none"  # type: ignore[union-attr]
     data = {"project": "7", "format": "annotations", "predictions": "none", "stride": "1", "with_ids": "1"}
+    data |= {"global_ids": "1"}
     hostile.client.post("/ui/do/export", data=data, headers={"HX-Request": "true"})
     (job,) = hostile.services.jobs.all()
-    assert hostile.services.queue.fetch(job["id"]).args == [7, "annotations", "none", 1, True]
+    assert hostile.services.queue.fetch(job["id"]).args == [7, "annotations", "none", 1, True, True]
     default = hostile.post("/api/export", {"project": 7, "format": "yolo"}, 202)["job"]
-    assert hostile.services.queue.fetch(default["id"]).args == [7, "yolo", "none", 1, False]
+    assert hostile.services.queue.fetch(default["id"]).args == [7, "yolo", "none", 1, False, False]
 
 
 def test_masks_without_a_model_are_refused_on_the_page(room: Room) -> None:

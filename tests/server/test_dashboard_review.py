@@ -200,8 +200,9 @@ def test_tracks_are_ticked_by_label_score_length_and_area(room: Room, beside: Ou
 
 def test_tracks_show_gaps_boxes_and_no_markup_of_others(room: Room, beside: Outside) -> None:
     gap = region(SCRIPT, [(1, 0.0, True), (50, 9.0, False), (61, 20.0, True), (100, 20.0, True)], SCRIPT)
-    predict(beside, A, gap)
+    predict(beside, A, {**gap, "meta": {"global_id": 12}})
     text = page(room, f"{TRACKS}&frame=55")
+    assert text.count("#12</span>") == 1
     assert "<script>alert" not in text
     assert '<g data-track="2"' in text
     assert '<g data-track="1"' not in text, "it is hidden there"
@@ -231,6 +232,10 @@ def test_tracks_are_repaired_without_scripts(room: Room, beside: Outside) -> Non
     assert stale.status_code == 409
     assert "Task 1 has another track b since it was read" in stale.get_data(as_text=True)
     assert 'data-frame="30"' in stale.get_data(as_text=True), "the same page"
+    odd = {**sent, "tracks": values[:1], "action": "identify", "global_id": "0"}
+    assert room.client.post(action, data=odd, headers=BROWSER).status_code == 400
+    stale = room.client.post(action, data={**odd, "tracks": seen, "global_id": "12"}, headers=BROWSER)
+    assert stale.status_code == 409
 
 
 def test_moments_like_the_one_that_was_accepted_last_are_offered(room: Room) -> None:

@@ -21,6 +21,7 @@ from ml_backend.review.repair_json import (
     ACCEPT,
     CONSENSUS,
     DISMISS,
+    IDENTIFY,
     REJECT,
     SKIP,
     UNCHANGING,
@@ -56,11 +57,13 @@ class Answer:
     """A person's answer to a moment.
 
     Attributes:
-        action: ``accept``, ``split``, ``join``, ``swap``, ``relabel``, ``end``, ``delete``, ``dismiss`` or ``skip``.
+        action: ``accept``, ``split``, ``join``, ``swap``, ``relabel``, ``identify``, ``end``, ``delete``, ``dismiss``
+            or ``skip``.
         by: who.
         frame: of the action, from 1; by default where the moment is shown.
         region: one of the moment's regions; by default the first.
         label: for ``relabel``.
+        global_id: for ``identify``; ``None``: one that no object has.
     """
 
     action: str
@@ -68,6 +71,7 @@ class Answer:
     frame: int | None = None
     region: str | None = None
     label: str | None = None
+    global_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,22 @@ class ManualRepair:
     annotation_id: int
     tracks: Mapping[str, str]
     answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class TaskIds:
+    """Global ids for tracks of a task.
+
+    Attributes:
+        annotation_id: that the tracks are of; 0: a prediction.
+        tracks: digest by region id, as they were compared.
+        ids: global id by region id.
+    """
+
+    task_id: int
+    annotation_id: int
+    tracks: Mapping[str, str]
+    ids: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,12 +241,57 @@ class Reviews:
                 if not tracks:
                     raise Conflict(f"The tracks are labelled {value} already.", "Choose another label.")
             units = [tracks] if pair else [{name: tracks[name]} for name in tracks]
-            repairs = [self._repair({**row, "regions": unit}, answer) for unit in units]
+            if answer.action == IDENTIFY:
+                number = answer.global_id or self.store.largest_global_id(project_id) + 1
+                repairs = _identifying(submission.result, dict.fromkeys(tracks, number))
+                if not repairs:
+                    raise Conflict(f"The tracks have the global id {number} already.", "Choose another one.")
+            else:
+                repairs = [self._repair({**row, "regions": unit}, answer) for unit in units]
             facts = {"moment_id": "", "action": answer.action, "by": answer.by}
             numbers = self._carry_out(project_id, task, submission, [(repair, facts) for repair in repairs])
             decision = self._found(project_id, numbers[0])
         self._container.queue.request_review(project_id, [wanted.task_id])
         return decision
+
+    def identify(
+        self, project_id: int, found: Sequence[TaskIds], by: str
+    ) -> tuple[dict[int, int], list[tuple[int, str]]]:
+        """Give tracks of several tasks global ids, except those that have got one meanwhile.
+
+        What :data:`MAX_SIMILAR` tasks get is undone at once.
+
+        Returns:
+            The number of tracks by task; tasks that were left out, each with a reason.
+
+        Raises:
+            LabelStudioUnavailable: Label Studio does not answer; the changes before are kept.
+        """
+        from ml_backend.label_studio.regions import global_id
+
+        done: dict[int, int] = {}
+        left_out: list[tuple[int, str]] = []
+        first = 0
+        for item in found:
+            if len(done) % MAX_SIMILAR == 0:
+                first = 0
+            row: Row = {"project_id": project_id, "task_id": item.task_id, "annotation_id": item.annotation_id}
+            with self._lock(item.task_id):
+                try:
+                    task = self._task(project_id, item.task_id)
+                    submission = self._submission(task, {**row, "regions": item.tracks})
+                    given = {str(region.get("id")) for region in submission.result if global_id(region)}
+                    ids = {name: number for name, number in item.ids.items() if name not in given}
+                    facts = {"moment_id": "", "action": IDENTIFY, "by": by}
+                    repairs = [(repair, facts) for repair in _identifying(submission.result, ids)]
+                    if repairs:
+                        numbers = self._carry_out(project_id, task, submission, repairs, first)
+                        first, done[item.task_id] = first or numbers[0], len(numbers)
+                except LabelStudioUnavailable:
+                    raise
+                except (LabelStudioError, Conflict, ConfigError) as error:
+                    left_out.append((item.task_id, str(error)))
+        return done, left_out
 
     def tracks(self, project_id: int, task_id: int) -> list[VideoTracks]:
         """Return the tracks of a task's videos: those of the annotation that counts, or else of the prediction.
@@ -743,6 +808,8 @@ class Reviews:
         same = self.store.replayed_in(annotation) if annotation else self.store.replayed(task["id"])
         for later in same:
             changed_again = mine & {region_digest(region) for region in later["before"]}
+            if IDENTIFY in (later["action"], *(decision["action"] for decision in decisions)):
+                continue  # of what the other one changes, it changes nothing
             if later["id"] > min(own) and later["id"] not in own and changed_again:
                 raise Conflict("The same track was repaired again since.", "Undo the later repair first.")
         if not annotation:
@@ -789,6 +856,31 @@ def _region_of(track: ChosenTrack, result: Sequence[Mapping[str, Any]]) -> Mappi
     made = track.made
     exact = next((item for item in regions if is_same_track(item, made, exact=True)), None)
     return exact or next((item for item in regions if is_same_track(item, made)), None)
+
+
+def _identifying(result: Sequence[Mapping[str, Any]], ids: Mapping[str, int]) -> list[RepairJson]:
+    """Return repairs that give regions global ids, by region id.
+
+    Raises:
+        Conflict: they have them, or a video shows two objects of one id at once.
+    """
+    from ml_backend.label_studio.regions import global_id
+    from ml_backend.review.region_repairs import shown_at_once
+
+    regions = {str(item.get("id")): dict(item) for item in result if item.get("type") == "videorectangle"}
+    numbers = {name: ids.get(name) or global_id(region) for name, region in regions.items()}
+    for name, number in ids.items():
+        for other, region in regions.items():
+            if other != name and numbers[other] == number and shown_at_once(region, regions[name]):
+                raise Conflict(
+                    f"Two tracks that are visible at once would have the global id {number}.",
+                    "Choose another one, or give the other track its own first.",
+                )
+    return [
+        {"do": IDENTIFY, "region": name, "global_id": number}
+        for name, number in ids.items()
+        if global_id(regions[name]) != number
+    ]
 
 
 def _moment_facts(row: Row, answer: Answer) -> Row:

@@ -24,7 +24,7 @@ import ml_backend
 from ml_backend.core.errors import BackendError, ConfigError, Conflict, QueueUnavailable, WeightsError
 from ml_backend.core.files import SPARE_BYTES, free_bytes
 from ml_backend.core.outputs import Output, OutputFacts, project_of
-from ml_backend.datasets.formats import MASK_FORMATS
+from ml_backend.datasets.formats import GLOBAL_ID_FORMATS, MASK_FORMATS
 from ml_backend.embeddings.hub import resolve_segmenter
 from ml_backend.jobs.api_queue import (
     agreement_name,
@@ -652,10 +652,13 @@ def export(body: requests.Export) -> responses.JobAnswer:
 
     The formats yolo-seg, coco-seg, mots and mask-png need SEGMENTER: without it, 422 is returned.
     """
+    if body.global_ids and body.format not in ("annotations", *GLOBAL_ID_FORMATS):
+        raise ConfigError(f"The format {body.format} has no global ids.", "Leave out global_ids.")
     if body.format in MASK_FORMATS:
         resolve_segmenter(services().settings)
     queue = services().api_queue
-    return requested(queue.export(body.project, body.format, body.predictions, body.stride, body.with_ids))
+    args = (body.format, body.predictions, body.stride, body.with_ids, body.global_ids)
+    return requested(queue.export(body.project, *args))
 
 
 @route("GET", "/files", "Review and export")
@@ -846,7 +849,7 @@ def _task_tracks(container: WebContainer, project: int, task: int, _state: tuple
 
 
 def _track(row: TrackRow, frame: int | None) -> responses.TimelineTrack:
-    names = ("number", "region", "label", "score", "frames", "area", "digest")
+    names = ("number", "region", "label", "score", "frames", "area", "digest", "global_id")
     box = row.box(frame) if frame else None
     facts: Any = {name: getattr(row, name) for name in names}
     facts |= {"spans": [list(span) for span in row.spans]}
@@ -922,10 +925,21 @@ def repair_tracks(body: requests.RepairTracks) -> responses.Repair:
     All of them at once, or none, as the answer to a moment does: a prediction is replaced, of an annotation another
     version is made. If a track has changed since it was read, or the repair changes nothing in it, 409 is returned.
     """
-    answer = reviews.Answer(body.action, _by(body.by), body.frame, label=body.label)
+    answer = reviews.Answer(body.action, _by(body.by), body.frame, label=body.label, global_id=body.global_id)
     seen = {track.region: track.digest for track in body.tracks}
     wanted = reviews.ManualRepair(body.task, body.annotation or 0, seen, answer)
     return _decision(services().reviews.repair(body.project, wanted))
+
+
+@route("POST", "/global_ids", "Review", 202, role="annotator")
+def match_objects(body: requests.MatchObjects) -> responses.JobAnswer:
+    """Find the same objects in several tasks.
+
+    A job compares the tracks of all tasks by their looks; those that surely show one object get the same `global_id`.
+    Tracks that have one keep it, also one that a person gave. It is written as a repair is, and undone as one; an
+    annotation gets another version.
+    """
+    return requested(services().api_queue.match_objects(body.project, _by(body.by)))
 
 
 @route("GET", "/review/similar", "Review", errors=(404, 409))

@@ -99,7 +99,7 @@ PersonName = Annotated[
     str, Field(min_length=1, max_length=100, pattern=_NO_NUL, description="Who; by default the user of Basic auth.")
 ]
 ReviewAction = Literal["accept", "split", "join", "swap", "relabel", "end", "delete", "dismiss", "skip"]
-ManualAction = Literal["split", "join", "swap", "relabel", "end", "delete"]
+ManualAction = Literal["split", "join", "swap", "relabel", "identify", "end", "delete"]
 BulkChoice = Literal["label", "reject", "open"]
 ExportFormat = Literal["annotations", FormatName]
 
@@ -224,6 +224,19 @@ class Export(OfProject):
     with_ids: Annotated[
         bool, Field(description="Add frame_number, from 0, and track_id to the rows of the format annotations.")
     ] = False
+    global_ids: Annotated[
+        bool,
+        Field(
+            description="Add global_id, of tracks that have one, in the formats annotations, coco and coco-seg; in mot "
+            "it takes the track's place. Other formats have none."
+        ),
+    ] = False
+
+
+class MatchObjects(OfProject):
+    """A project whose tracks are compared."""
+
+    by: PersonName | None = None
 
 
 class Upload(RequestModel):
@@ -430,10 +443,23 @@ class RepairTracks(OfProject):
     ]
     action: Annotated[
         ManualAction,
-        Field(description="split, swap (from a frame on) and end need a frame, relabel a label; join, delete."),
+        Field(
+            description="split, swap (from a frame on) and end need a frame, relabel a label; join, delete; "
+            "identify gives a global id."
+        ),
     ]
     frame: FrameNumber | None = None
     label: Annotated[LabelName | None, Field(description="Of relabel.")] = None
+    global_id: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=999_999_999,
+            description="Of identify: all tracks of the project that have it show one object; null: one that no other "
+            "track has.",
+        ),
+        _Whole,
+    ] = None
     by: PersonName | None = None
 
 

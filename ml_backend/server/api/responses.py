@@ -446,6 +446,7 @@ class TimelineTrack(Answer):
     frames: Annotated[int, Field(description="Number of frames on which it is visible.")]
     area: Annotated[float, Field(description="Mean share of the picture that its box covers, 0 to 1.")]
     digest: Annotated[str, Field(description="Changes with the track; a repair names it.")]
+    global_id: Annotated[int | None, Field(description="The same in all tasks that show the object; null: none yet.")]
     box: Annotated[BoxAt | None, Field(description="At the frame that was asked for; null if it is not visible there.")]
 
 

@@ -136,6 +136,7 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "undo_repair": handlers.undo_repair,
     "write_consensus": handlers.write_consensus,
     "order_tasks": handlers.order_tasks,
+    "match_objects": handlers.match_objects,
     "act_on_similar": _act_on_similar,
     "act_on_exemplars": _act_on_exemplars,
     "upload": uploads.upload_videos,

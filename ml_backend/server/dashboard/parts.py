@@ -65,6 +65,7 @@ STEP_OF = {
     "prepare": "auto",
     "refresh": "auto",
     "order_tasks": "repair",
+    "match_objects": "repair",
     "render_video": "review",
     "render_custom_video": "review",
     "export_project": "review",

@@ -1,0 +1,125 @@
+"""The job that finds the same objects in several tasks of a project, by the looks of their tracks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ml_backend.core.errors import BackendError
+from ml_backend.datasets.annotation_reader import AnnotationReader
+from ml_backend.jobs.job_context import JobContext, api_job
+from ml_backend.jobs.services.reviews import Reviews, TaskIds
+from ml_backend.jobs.task_plan import cached_label_config
+from ml_backend.label_studio.client import NotFound
+from ml_backend.label_studio.media import canonical_uri
+from ml_backend.labeling.few_shot.pattern_store import video_key
+from ml_backend.labeling.modes import require_embedder
+from ml_backend.review.global_ids import SeenTrack, match_tracks
+from ml_backend.review.moment_store import MomentStore
+from ml_backend.review.reading import ReviewModels, open_for_review
+from ml_backend.review.region_repairs import region_digest
+from ml_backend.review.video import Evidence
+
+if TYPE_CHECKING:
+    from ml_backend.label_studio.label_config import LabelConfig
+
+log = logging.getLogger(__name__)
+
+#: Tasks that are compared, the newest ones: the views of some thousand tracks take 100 to 300 MB.
+MAX_TASKS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    task: int
+    annotation: int
+    region: str
+    digest: str
+
+
+@api_job
+def match_objects(context: JobContext, project_id: int, by: str) -> dict[str, Any]:
+    """Give tracks of a project that show the same object a global id, unless they have one.
+
+    Views that are stored are used; tracks without any are embedded, and their views kept.
+
+    Args:
+        by: who asked for it.
+
+    Returns:
+        Numbers of ``objects`` and of their ``tracks`` that got an id, of ``tasks`` compared, ``of`` all, and of tracks
+        without views, ``unseen``; ``skipped`` says which tasks were left out, and why.
+    """
+    container = context.container
+    embedder = require_embedder(container.projects.models(project_id, download=True).classifier)
+    models = ReviewModels(context.settings, embedder)
+    config = cached_label_config(container.client.get_project(project_id).label_config)
+    states = [item for item in container.client.list_task_states(project_id) if item.annotations or item.predictions]
+    chosen = sorted(states, key=lambda item: -item.id)[:MAX_TASKS]
+    places: list[_Place] = []
+    seen: list[SeenTrack] = []
+    skipped: list[str] = []
+    unseen = 0
+    report = context.step("reading")
+    for done, state in enumerate(chosen):
+        report(done, len(chosen))
+        try:
+            for place, track in _tracks(context, project_id, config, state.id, models):
+                if track is None:
+                    unseen += 1
+                else:
+                    places.append(place)
+                    seen.append(track)
+        except BackendError as error:
+            if error.retryable:
+                raise
+            skipped.append(f"Task {state.id}: {error}")
+    context.step("searching")
+    used = [MomentStore(container.storage).largest_global_id(project_id), *(item.global_id or 0 for item in seen)]
+    ids = match_tracks(seen, first_id=max(used) + 1)
+    context.step("writing")
+    by_task: dict[int, list[tuple[_Place, int]]] = {}
+    for number, global_id in ids.items():
+        by_task.setdefault(places[number].task, []).append((places[number], global_id))
+    tasks = {
+        task: TaskIds(
+            task,
+            found[0][0].annotation,
+            {place.region: place.digest for place, _ in found},
+            {place.region: number for place, number in found},
+        )
+        for task, found in by_task.items()
+    }
+    written, left_out = Reviews(container).identify(project_id, [*tasks.values()], by)
+    objects = {number for task in written for number in tasks[task].ids.values()}
+    log.info("Project %s: %d tracks show %d objects.", project_id, sum(written.values()), len(objects))
+    facts = {"objects": len(objects), "tracks": sum(written.values()), "tasks": len(chosen), "of": len(states)}
+    skipped += [f"Task {task}: {reason}" for task, reason in left_out]
+    return facts | {"unseen": unseen, "skipped": skipped}
+
+
+def _tracks(
+    context: JobContext, project_id: int, config: LabelConfig, task_id: int, models: ReviewModels
+) -> Iterator[tuple[_Place, SeenTrack | None]]:
+    """Yield the tracks of a task that counts; without views those that cannot be compared."""
+    container = context.container
+    try:
+        task = container.client.get_full_task(task_id, project_id)
+    except NotFound:  # deleted meanwhile
+        return
+    reader = AnnotationReader.of_task(task, container.media.opener(project_id), config, "missing")
+    for video in reader.task_videos():
+        key = video_key(canonical_uri(video.uri, context.settings.label_studio_url))
+        store = container.projects.patterns.crop_embeddings(key)
+        with open_for_review(video, models, stored=store.get(models.embedder.model_id), store=store) as found:
+            views = Evidence(found.video).views
+            regions = {str(region.get("id", "")): dict(region) for region in video.regions}
+            for track in found.video.tracks:
+                region_id = found.region_ids[track.track_id]
+                region, seen = regions[region_id], views.get(track.track_id)
+                place = _Place(task_id, video.submission.annotation_id or 0, region_id, region_digest(region))
+                name, kind = f"{task_id}-{video.control.to_name}", track.label or track.top_class
+                number = video.global_id(region)
+                yield place, SeenTrack(name, kind, track.frames, seen.looks, number) if seen else None

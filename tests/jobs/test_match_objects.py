@@ -1,0 +1,128 @@
+"""The same people in the videos of several tasks, found by a worker in this process, in a real Label Studio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from ml_backend.embeddings.crop_embeddings import CropEmbedding
+from ml_backend.jobs.container import Container
+from ml_backend.jobs.delivery import deliver_one
+from ml_backend.label_studio.media import canonical_uri
+from ml_backend.labeling.few_shot.pattern_store import video_key
+from tests.builders import label_config
+from tests.jobs.conftest import Site
+from tests.jobs.test_api_jobs import ended, room
+from tests.jobs.test_repairs import annotations, regions
+from tests.jobs.test_review import predicted
+from tests.jobs.test_review_job import submit
+from tests.review import builders
+from tests.review.test_region_repairs import region
+from tests.server.control import Room
+
+Work = Callable[[Site], Container]
+CONFIG = label_config("person")
+PEOPLE = range(1, 7)
+
+
+@pytest.fixture
+def here(site: Callable[..., Site]) -> Site:
+    return site()
+
+
+def person(number: int, shift: float = 0.0, **more: Any) -> dict[str, Any]:
+    """A person on a place of their own, of which each video has another ``shift``."""
+    keys = [(1, 14.0 * number + shift, True), (100, 14.0 * number + shift + 2, True)]
+    return region(f"p{number}", keys, score=0.9, **more)
+
+
+def filmed(here: Site, project: int, name: str, numbers: Sequence[int], shift: float = 0.0) -> int:
+    """A task with predicted people whose views are stored, as a prediction leaves them."""
+    task = predicted(
+        here, project, *(person(n, shift) for n in numbers), video=here.clip(name, frames=100, size=(320, 240))
+    )
+    embedder = here.services.projects.models(project).classifier.embedder
+    assert embedder is not None
+    crops = []
+    for item in builders.crops(builders.street()[:6]):
+        # Of the builder's street, whose people have lanes by number, the views; the boxes are those of this video.
+        number = round((item.xyxy[1] + 25 - 45) / 60)
+        if number in numbers:
+            x = 3.2 * (14.0 * number + shift + 2 * (item.frame % 100) / 99)
+            box = (round(x, 1), 48.0, round(x + 32, 1), 120.0)
+            crops.append(CropEmbedding(item.frame % 100, box, item.vector, item.thumbnail))
+    address = canonical_uri(here.data(task)["video"], here.settings.label_studio_url)
+    here.services.projects.patterns.crop_embeddings(video_key(address)).add(embedder.model_id, crops)
+    return task
+
+
+def match(here: Site, work: Work, asking: Room, project: int) -> dict[str, Any]:
+    job = asking.post("/api/global_ids", {"project": project, "by": "anna"}, 202)["job"]
+    work(here)
+    found = ended(asking, job)
+    assert found["state"] == "finished", found["error"]
+    return dict(found["result"])
+
+
+def ids(result: Sequence[dict[str, Any]]) -> dict[str, int | None]:
+    return {item["id"]: (item.get("meta") or {}).get("global_id") for item in result}
+
+
+def test_found_edited_kept_and_undone(here: Site, work: Work) -> None:
+    project, asking = here.project(CONFIG), room(here)
+    first = filmed(here, project, "gate.mp4", PEOPLE)
+    second = filmed(here, project, "yard.mp4", [2, 3, 4, 5, 6], 3.0)
+    drawn = [person(n, 3.0) for n in (2, 3, 4, 5, 6)]
+    own = submit(here, second, drawn)
+    found = match(here, work, asking, project)
+    assert found == {"objects": 5, "tracks": 10, "tasks": 2, "of": 2, "unseen": 0, "skipped": []}
+    given = ids(regions(here, first))
+    assert given["p1"] is None
+    assert {given[f"p{n}"] for n in range(2, 7)} == set(range(1, 6))
+    assert regions(here, first)[1]["meta"]["text"].startswith("Global id ")
+    theirs, copy = annotations(here, second)
+    assert (theirs["id"], ids(theirs["result"])) == (own, {f"p{n}": None for n in range(2, 7)})
+    assert ids(copy["result"]) == {name: number for name, number in given.items() if name != "p1"}
+    assert match(here, work, asking, project)["tracks"] == 0
+
+    def tracks(task: int) -> dict[str, dict[str, Any]]:
+        (video,) = asking.get(f"/api/tracks?project={project}&task={task}")["videos"]
+        return {row["region"]: row for row in video["tracks"]}
+
+    def identify(name: str, number: int | None, status: int = 200) -> Any:
+        seen = {"region": name, "digest": tracks(first)[name]["digest"]}
+        body = {"project": project, "task": first, "tracks": [seen], "action": "identify", "global_id": number}
+        return asking.post("/api/repairs/tracks", {**body, "by": "ben"}, status)
+
+    assert tracks(first)["p2"]["global_id"] == given["p2"]
+    assert "visible at once" in identify("p1", given["p3"], 409)["detail"]
+    assert "already" in identify("p3", given["p3"], 409)["detail"]
+    assert identify("p2", None)["description"] == "Global id 6."
+    assert match(here, work, asking, project)["tracks"] == 0, "a person has said that they are two"
+    # Somebody trains a better detector.
+    newer = [{**person(n, 0.2), "id": f"new{n}", "score": 0.5} for n in PEOPLE]
+    deliver_one(work(here), project, first, {"model_version": "yolo.track.yolo.v1", "score": 0.5, "result": newer})
+    result = here.client.list_predictions(first)[-1].result
+    assert ids(result) == {f"new{n}": {**given, "p2": 6}[f"p{n}"] for n in PEOPLE}
+    assert [item["value"] for item in result] == [item["value"] for item in newer]
+    history = asking.get(f"/api/repairs?project={project}")["repairs"]
+    assert [(item["by"], item["count"], item["tasks"]) for item in history] == [
+        ("ben", 1, [first]),
+        ("anna", 10, sorted([first, second])),
+    ]
+    asking.post("/api/repairs/undo", {"project": project, "repair": history[1]["id"], "by": "ben"})
+    result = here.client.list_predictions(first)[-1].result
+    assert ids(result) == {f"new{n}": 6 if n == 2 else None for n in PEOPLE}, "the other one stays"
+    assert [item["id"] for item in annotations(here, second)] == [own]
+
+
+def test_without_an_embedder_it_says_so(site: Callable[..., Site], work: Work) -> None:
+    here = site(mode="yolo")
+    project, asking = here.project(CONFIG), room(here)
+    job = asking.post("/api/global_ids", {"project": project}, 202)["job"]
+    work(here)
+    found = ended(asking, job)
+    assert (found["state"], "learns no patterns" in found["error"]) == ("failed", True)
+    asking.post("/api/export", {"project": project, "format": "yolo", "global_ids": True}, 422)
