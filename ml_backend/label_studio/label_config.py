@@ -318,8 +318,8 @@ def with_prompts(xml: str, label: str, prompts: Sequence[str]) -> str:
         label: a new one is added to the first video's labels.
 
     Raises:
-        ConfigError: see :func:`parse_label_config`; a description has characters that XML cannot hold, or the label
-            has the name of a field.
+        ConfigError: see :func:`parse_label_config`; a description has characters that XML cannot hold, the label
+            has the name of a field, or there is no place for it.
     """
     controls = parse_label_config(xml).video_controls
     videos = {"", *(control.to_name for control in controls)}
@@ -356,9 +356,12 @@ def with_prompts(xml: str, label: str, prompts: Sequence[str]) -> str:
         kept = _ATTRIBUTE.sub(lambda m: b"" if m[1].decode().lower() in _PROMPTS else m[0], tag)
         content = kept.rstrip(b"/> \t\r\n")
         text = text[:position] + content + attribute + kept[len(content) :] + text[position + len(tag) :]
-    changed = text.decode()
+    changed = xml.replace(xml.strip(), text.decode())  # with the white space around it
     if label not in parse_label_config(changed).labels:
-        raise ConfigError(f"A label cannot be called {label}.", "Choose a name that does not begin with a dollar sign.")
+        raise ConfigError(
+            f"The label config cannot be given a label {label}.",
+            "Choose a name that does not begin with a dollar sign, or write it into the project's settings.",
+        )
     return changed
 
 

@@ -248,12 +248,15 @@ def test_descriptions_are_added_and_the_rest_stays(label: str, before: str, afte
     (spec,) = [spec for spec in parse_label_config(changed).video_controls[0].labels if spec.value == label]
     assert label_prompts(spec)[-2:] == ("a & b", "c")
     assert with_prompts(changed, label, ["c"]) == changed, "it has them"
+    assert with_prompts(f"\n{changed}\n", label, ["c"]) == f"\n{changed}\n"
 
 
 def test_descriptions_that_no_config_can_hold() -> None:
     with pytest.raises(ConfigError, match="well-formed"):
         with_prompts(ODD, "person", ["bell \x07"])
-    with pytest.raises(ConfigError, match="cannot be called"):
+    with pytest.raises(ConfigError, match="cannot be given a label"):
         with_prompts(ODD, "$field", ["vest"])
+    with pytest.raises(ConfigError, match="cannot be given a label"):
+        with_prompts(ODD.replace("<Labels", '<Labels name="none" toName="video"/><Labels', 1), "new", ["vest"])
     with pytest.raises(ConfigError, match="DOCTYPE"):
         with_prompts("<!DOCTYPE x>" + ODD, "person", ["vest"])

@@ -16,7 +16,7 @@ from cachetools import TTLCache, cached
 
 from ml_backend.core.errors import BackendError, LabelStudioError
 from ml_backend.jobs.task_plan import cached_label_config
-from ml_backend.label_studio.label_config import config_digest
+from ml_backend.label_studio.label_config import config_digest, split_prompts
 from ml_backend.labeling.model_version import BASE
 from ml_backend.review.repair_json import ACCEPT
 from ml_backend.server.access import ROLES, person
@@ -229,7 +229,8 @@ def _text_search(state: PageState) -> Context:
         )
     search, _ = handlers.search_text(query)
     config, labels = _label_config(services(), query.project) if search["found_at"] else ("", [])
-    return {"search": search, "labels": labels, "config": config_digest(config), **chosen}
+    first = split_prompts(query.phrase)[0]
+    return {"search": search, "labels": labels, "config": config_digest(config), "first": first, **chosen}
 
 
 def _versions(state: PageState) -> Context:
