@@ -334,9 +334,10 @@ def _tracks(
         raise ValueError("a video without frame rate must be probed before it is predicted")
     store = container.projects.patterns
     key = tracks_key(plan.project_id, video.uri, video.frame_rate, models.base)
+    if (stored := store.get_tracks(key)) is not None:
+        return stored
     text_search = _text_search(models, video)
-    stored = store.get_tracks(key) or _tracks_of_same_search(store, plan.project_id, video, text_search)
-    if stored is not None:
+    if (stored := _tracks_of_same_search(store, plan.project_id, video, text_search)) is not None:
         return stored
     log.info("Task %s: pre-annotating %s", plan.task_id, public_uri(video.uri))
     progress = VideoProgress(index, len(plan.videos))
