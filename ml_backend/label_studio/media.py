@@ -622,10 +622,18 @@ class MediaCache:
         self._evict(entries, sum(size for _, size, _ in entries) - self._limit, keep)
 
     def clear(self) -> None:
-        """Remove all files that are not in use."""
-        if self.folder.is_dir():
-            for _, _, file in self._entries():
+        """Remove all files that are not in use.
+
+        Raises:
+            StorageError: one cannot be removed.
+        """
+        for _, _, file in self._entries() if self.folder.is_dir() else ():
+            try:
                 _remove_unused(file)
+            except OSError as error:
+                raise StorageError(
+                    f"{file} cannot be removed: {error.strerror}.", "Check the rights of its folder; then repeat it."
+                ) from error
 
     def make_room(self, wanted: int, keep: Path) -> None:
         """Remove least recently used files until ``wanted`` bytes and :data:`SPARE_BYTES` are free on the disk.

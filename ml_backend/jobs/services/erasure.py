@@ -44,7 +44,7 @@ def erase(container: Container, project: int, who: str) -> dict[str, int]:
     Raises:
         Conflict: jobs of the project still run. They are asked to stop; nothing else is erased.
         QueueUnavailable: Redis does not answer.
-        StorageError: the database or the store does not answer, or an artifact cannot be removed.
+        StorageError: the database or the store does not answer, or a file cannot be removed.
     """
     removed = dict.fromkeys(("rows", "artifacts", "outputs", "uploads", "jobs"), 0)
     removed["jobs"] = _remove_jobs(container, project)
@@ -57,6 +57,7 @@ def erase(container: Container, project: int, who: str) -> dict[str, int]:
     for output in container.outputs.of_project(project):
         removed["outputs"] += container.outputs.delete(output.name)
     removed["uploads"] = container.uploads.remove_project(project)
+    container.media.clear_cache()
     with container.storage.write() as connection:
         for table in metadata.sorted_tables:
             if "project_id" in table.c and table is not audit:
@@ -65,7 +66,6 @@ def erase(container: Container, project: int, who: str) -> dict[str, int]:
     data = container.settings.data_dir
     for path in (data / "training" / f"project-{project}", data / "artifact-cache"):
         shutil.rmtree(path, ignore_errors=True)
-    container.media.clear_cache()
     container.audit.record(who, "erase", project)
     return removed
 
