@@ -17,7 +17,7 @@ from ml_backend.review.finding import Finding
 from ml_backend.review.repairs import Delete, Join, SplitAt, SwapFrom, apply_repair
 from ml_backend.review.video import Evidence, ReviewVideo
 from ml_backend.tracking.assembly import DUPLICATE_IOU, DUPLICATE_IOU_CLASSES, DUPLICATE_SHARE, MAX_GAP_S
-from ml_backend.tracking.box_motion import JUMP, apart, predicted, reach_of_motion, runs, steps
+from ml_backend.tracking.box_motion import JUMP, apart, predicted, runs, steps
 from ml_backend.tracking.stitch import best_pairs
 from ml_backend.tracking.tracklet import Tracklet
 
@@ -33,8 +33,9 @@ BLEND_S = 0.2
 FITS = 0.7
 #: Longest gap in a life, seconds; the assembler has joined what it could over 2 s.
 GAP_S = 3.0
-#: Frames whose motion is predicted at once, in bounded memory.
-BLOCK = 20_000
+#: Frames whose motion is predicted at once, and how many such blocks are kept: 100 MB at most, whatever the length of
+#: tracks, and enough for a moment at which thousands of them are there.
+BLOCK, KEPT_BLOCKS = 64, 40_000
 #: Views on either side of an exchange, and other tracks, that are compared.
 NEAREST, COMPARED = 4, 40
 #: Seconds that a part of a track lasts in which its views show another object.
@@ -58,7 +59,7 @@ def find(evidence: Evidence) -> Iterator[Finding]:
     exchanges = _Exchanges(evidence)
     yield from _swaps(evidence, meetings, exchanges)
     yield from _takeovers(evidence, exchanges)
-    yield from _identity_jumps(evidence)
+    yield from _identity_jumps(evidence, exchanges)
     yield from _broken_lives(evidence)
 
 
@@ -119,7 +120,7 @@ class _Exchanges:
 
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
-        self._motion = lru_cache(maxsize=500)(self._predict)
+        self._motion = lru_cache(maxsize=KEPT_BLOCKS)(self._predict)
 
     def odds(self, track: Track, ends: Track | None, begins: Track | None, frames: IntArray) -> Float64Array:
         """Return the log-odds ``(k,)`` of an exchange at each frame; ``-inf`` where they are below 0 for certain.
@@ -146,21 +147,22 @@ class _Exchanges:
         return odds
 
     def boxes(self, track: Track | None, frames: IntArray, *, before: bool) -> Float64Array:
-        """Return where motion leads a track ``(k, 4)`` at some frames; NaN where it does not, or without a track."""
-        if track is None:
-            return np.full((len(frames), 4), np.nan)
-        first, motion = self._motion(track.track_id, before)
-        rows = frames - first
-        known = (rows >= 0) & (rows < len(motion))
-        return np.where(known[:, None], motion[rows.clip(0, len(motion) - 1)], np.nan)
+        """Return where motion leads a track ``(k, 4)``; NaN where it does not, or without a track.
 
-    def _predict(self, track_id: int, before: bool) -> tuple[int, Float64Array]:
-        """Return the first frame, and the predicted boxes ``(k, 4)`` from there on."""
-        track, fps = self._evidence.by_id[track_id], self._evidence.video.fps
-        reach = reach_of_motion(fps)
-        first, end = int(track.frames[0]) - reach, int(track.frames[-1]) + reach + 1
-        parts = [np.arange(start, min(start + BLOCK, end)) for start in range(first, end, BLOCK)]
-        return first, np.concatenate([predicted(track, part, fps, before=before) for part in parts])
+        Args:
+            frames: ``(k,)`` ascending.
+        """
+        found = np.full((len(frames), 4), np.nan)
+        if track is not None and len(frames):
+            for block in range(int(frames[0]) // BLOCK, int(frames[-1]) // BLOCK + 1):
+                rows = slice(*np.searchsorted(frames, (block * BLOCK, (block + 1) * BLOCK)))
+                found[rows] = self._motion(track.track_id, block, before)[frames[rows] - block * BLOCK]
+        return found
+
+    def _predict(self, track_id: int, block: int, before: bool) -> Float64Array:
+        """Return the predicted boxes ``(BLOCK, 4)`` of a block of frames."""
+        frames = np.arange(block * BLOCK, (block + 1) * BLOCK)
+        return predicted(self._evidence.by_id[track_id], frames, self._evidence.video.fps, before=before)
 
     def _views_gain(self, track: Track, ends: Track | None, begins: Track | None, frames: IntArray) -> Float64Array:
         """Return how much more alike ``(k,)`` the last views before each frame and the first from it on would be."""
@@ -235,7 +237,7 @@ def _swaps(evidence: Evidence, meetings: dict[Pair, list[int]], exchanges: _Exch
             cut, sharpest = min(zip(_cut(a, b, cuts).tolist(), cuts.tolist(), strict=True))
             at = np.array([frame])
             distance = float(apart(exchanges.boxes(a, at, before=True), exchanges.boxes(b, at, before=True))[0])
-            sharp = cut < -max(SHARP, distance)
+            sharp = cut < -SHARP and cut < -distance  # an unknown distance, NaN, is none
             frame = sharpest if sharp else frame
             blend = 0 if sharp else _blend(evidence, (a, b), frame)
             reason = "Two tracks seem to exchange their objects where they meet."
@@ -311,7 +313,7 @@ def _cut(a: Track, b: Track, frames: IntArray) -> Float64Array:
     return np.where(inside, apart(a0, b1) + apart(b0, a1) - apart(a0, a1) - apart(b0, b1), np.inf)
 
 
-def _identity_jumps(evidence: Evidence) -> Iterator[Finding]:
+def _identity_jumps(evidence: Evidence, exchanges: _Exchanges) -> Iterator[Finding]:
     """Yield tracks whose earlier and later views are less alike than other tracks' are."""
     fps = evidence.video.fps
     links = weakest_links([views.looks for views in evidence.views.values()], COMPARED)
@@ -329,7 +331,7 @@ def _identity_jumps(evidence: Evidence) -> Iterator[Finding]:
         if not len(rows):
             continue
         moments = track.frames[rows]
-        ends = [predicted(track, moments, fps, before=before) for before in (True, False)]
+        ends = [exchanges.boxes(track, moments, before=before) for before in (True, False)]
         broken = np.nan_to_num(apart(*ends))
         middle = -np.abs(rows - rows.mean())
         residual, _, row = max(zip(broken.tolist(), middle.tolist(), rows.tolist(), strict=True))

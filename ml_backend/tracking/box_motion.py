@@ -82,7 +82,7 @@ def predicted(track: Track, frames: IntArray, fps: float, *, before: bool) -> Fl
     inside = (rows >= 0) & (rows < len(track))
     rows = rows.clip(0, len(track) - 1)
     nearest = rows[:, -1 if before else 0]
-    known = inside.any(axis=1) & (np.abs(track.frames[nearest] - frames) <= reach_of_motion(fps))
+    known = inside.any(axis=1) & (np.abs(track.frames[nearest] - frames) <= 3 * (guard + length))
     count = np.maximum(inside.sum(axis=1, keepdims=True), 1)
     t = np.where(inside, track.frames[rows] - (frames[:, None] - 0.5), 0.0)
     boxes = np.where(inside[..., None], track.xyxy[rows].astype(np.float64), 0.0)
@@ -93,11 +93,6 @@ def predicted(track: Track, frames: IntArray, fps: float, *, before: bool) -> Fl
     velocity = (around[:, None] @ boxes)[:, 0] / count / spread
     out: Float64Array = np.where(known[:, None], boxes.sum(axis=1) / count - velocity * mean, np.nan)
     return out
-
-
-def reach_of_motion(fps: float) -> int:
-    """Return for how many frames beyond its boxes a track's motion is predicted."""
-    return 3 * (round(GUARD_S * fps) + max(3, round(FIT_S * fps)))
 
 
 def apart(a: Float64Array, b: Float64Array) -> Float64Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -65,6 +66,18 @@ def test_clean_tracks_are_left_alone(known: bool) -> None:
 def test_no_tracks_and_short_tracks() -> None:
     assert find_moments(video([])) == []
     assert find_moments(video([part(street()[0], 0, 1), part(street()[1], 0, 2)])) == []
+
+
+def test_memory_does_not_grow_with_the_gaps_of_tracks() -> None:
+    one, other = walk(1, (500, 300), (0, 0)), walk(2, (510, 300), (0, 0), frames=(0, 60))
+    seen_again = replace(part(one, 0, 61), frames=np.append(np.arange(60), 1_000_000))
+    tracemalloc.start()
+    try:
+        assert find_moments(video([seen_again, other])) == []
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 30e6
 
 
 @pytest.mark.parametrize("known", [False, True])
