@@ -249,6 +249,7 @@ class JobQueue:
         A job that waits in a queue of lower priority is moved to ``queue``.
 
         Args:
+            at_front: before the jobs that wait there, also if it waits there already.
             pause: shortest time since a failed attempt; 0 also starts a scheduled retry at once.
         """
         from rq import Retry
@@ -277,7 +278,7 @@ class JobQueue:
                     if job is None:
                         continue  # it ended between the two calls
                     if state_of(job) not in RQ_ENDED:
-                        self._move_up(job, queue, now=not pause)
+                        self._move_up(job, queue, at_front=at_front, now=not pause)
                         return JobRequest(job_id, False)
                     failed_at = job.ended_at if state_of(job) == "failed" else None
                     if failed_at and datetime.now(timezone.utc) - ensure_utc(failed_at) < pause:
@@ -406,11 +407,12 @@ class JobQueue:
                 pause=timedelta(minutes=1),
             )
 
-    def _move_up(self, job: Job, queue: str, *, now: bool) -> None:
+    def _move_up(self, job: Job, queue: str, *, at_front: bool, now: bool) -> None:
         lower = job.origin in QUEUES and QUEUES.index(job.origin) > QUEUES.index(queue)
+        behind = lower or (at_front and job.origin == queue)
         # A job that is no longer in the list has just been taken by a worker.
-        if lower and state_of(job) == "queued" and self.connection.lrem(self.queues[job.origin].key, 1, job.id):
-            self.queues[queue].enqueue_job(job)
+        if behind and state_of(job) == "queued" and self.connection.lrem(self.queues[job.origin].key, 1, job.id):
+            self.queues[queue].enqueue_job(job, at_front=at_front)
         if now and state_of(job) == "scheduled":
             registry = self.queues[job.origin].scheduled_job_registry
             if registry.remove(job):

@@ -150,6 +150,8 @@ def test_clips_of_the_next_moments_are_rendered_ahead(room: Room) -> None:
     assert clips() == names(0, 1, 2, 3)
     page(room, f"{STEP}&page-moments=7")
     assert clips() == names(6, 0, 1, 2, 3, 7, 8, 9), "what is shown comes before what was rendered ahead"
+    page(room, f"{STEP}&page-moments=8")
+    assert clips() == names(7, 6, 0, 1, 2, 3, 8, 9), "also if its own clip was among these"
 
 
 def test_other_sites_start_no_rendering(room: Room) -> None:
