@@ -526,6 +526,7 @@ def test_cancelling(hostile: Room) -> None:
         ("use", {"project": "7", "version": "../evil"}, 400),
         ("use", {"project": "7", "version": "v9"}, 422),
         ("cancel", {"job": "nothing"}, 404),
+        ("act_on_exemplars", {"project": "7", "action": "open", "exemplars": str(1 << 70)}, 400),
         ("nothing", {}, 404),
         ("upload", {"project": "7"}, 415),
     ],

@@ -338,13 +338,14 @@ class ActOnSimilar(BulkAction):
 
 #: As many as the map of embeddings shows.
 MAX_EXEMPLARS = 2000
+ExemplarId = Annotated[int, Field(ge=1, lt=1 << 31), _Whole]
 
 
 class ActOnExemplars(BulkAction):
     """What is done with the annotated objects of exemplars."""
 
     exemplars: Annotated[
-        list[Annotated[int, Field(ge=1, lt=1 << 31), _Whole]],
+        list[ExemplarId],
         Field(min_length=1, max_length=MAX_EXEMPLARS, description="Ids of exemplars.", examples=[[12, 15]]),
     ]
 

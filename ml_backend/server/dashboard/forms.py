@@ -67,7 +67,7 @@ class _ActOnSimilar(requests.ActOnSimilar):
 class _ActOnExemplars(requests.ActOnExemplars):
     """A labelling is one button with its label."""
 
-    exemplars: Annotated[list[int], Field(max_length=requests.MAX_EXEMPLARS)] = []  # noqa: RUF012 -- Pydantic copies it
+    exemplars: Annotated[list[requests.ExemplarId], Field(max_length=requests.MAX_EXEMPLARS)] = Field(default=[])
 
     @model_validator(mode="before")
     @classmethod
