@@ -23,6 +23,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -250,27 +251,28 @@ def measure_renewals(weights: Path, renewals: int) -> dict[str, Any]:
                 for task in (annotated, other)
             )
             annotation, walkers = submit_as_walkers(client, annotated, prediction)
-            results = [prediction.result, walkers]
+            results = cycle([prediction.result, walkers])  # the same again would change nothing, and be waited for
 
-            def renew(number: int) -> float:
+            def renew() -> float:
                 """Submit other labels than last time; return the seconds until the other task has new ones."""
                 before = newest_prediction(client, other)
                 assert before
                 started = time.monotonic()
-                client.update_annotation(annotation, results[number % 2])
+                client.update_annotation(annotation, next(results))
                 wait_for(
                     "renewed labels",
                     lambda: (now := newest_prediction(client, other)) and now.model_version != before.model_version,
                     stack,
                 )
-                print(f"renewed after {time.monotonic() - started:.2f} s", flush=True)
-                return time.monotonic() - started
+                seconds = time.monotonic() - started
+                print(f"renewed after {seconds:.2f} s", flush=True)
+                return seconds
 
             wait_for("the first labels", lambda: "walker" in _labels(newest_prediction(client, other)), stack)
-            figures["renewed_idle_s"] = percentiles([renew(number) for number in range(renewals)])
+            figures["renewed_idle_s"] = percentiles([renew() for _ in range(renewals)])
             trainings.start(project, "benchmark")
             wait_for("an epoch", lambda: (v := registry.running(project)) and v.history, stack)
-            figures["renewed_training_s"] = percentiles([renew(number) for number in range(renewals)])
+            figures["renewed_training_s"] = percentiles([renew() for _ in range(renewals)])
             running = registry.running(project)
             figures["training_went_on"] = bool(running and running.state == "training")
             trainings.cancel(project)
