@@ -276,14 +276,18 @@ function endDrawing(event) {
   const { map, outline } = drawn;
   drawn = null;
   moved = Boolean(outline);
-  if (!outline) return;
-  if (event.type !== "pointercancel")
-    for (const point of map.querySelectorAll("a")) {
+  if (outline) {
+    const inside = (point) => {
       const { left, right, top, bottom } = point.getBoundingClientRect();
-      if (outline.isPointInFill(inMap(map, (left + right) / 2, (top + bottom) / 2))) pick(point, true);
-    }
-  outline.remove();
-  count();
+      return outline.isPointInFill(inMap(map, (left + right) / 2, (top + bottom) / 2));
+    };
+    // All are looked at before any is changed: after each change the browser would lay out the page anew.
+    const around = event.type === "pointercancel" ? [] : [...map.querySelectorAll("a")].filter(inside);
+    outline.remove();
+    for (const point of around) pick(point, true);
+    count();
+  }
+  release(partOf(map));
 }
 for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, endDrawing);
 document.addEventListener("dragstart", (event) => { if (event.target.closest?.("svg.map")) event.preventDefault(); });
@@ -314,6 +318,7 @@ const partOf = (item) => item?.closest?.(".part");
 function busy(part) {
   return (
     "dirty" in part.dataset ||
+    (drawn && part.contains(drawn.map)) ||
     (part.contains(document.activeElement) && document.activeElement.matches("input:not([type=checkbox]), select, textarea")) ||
     [...part.querySelectorAll("video:not([data-clip])")].some((video) => !video.paused && !video.ended)
   );
