@@ -5,16 +5,17 @@ Only the regions concerned change, and of these only what the repair changes: th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ml_backend.core.boxes import iou_pairs
+from ml_backend.core.boxes import iou_broadcast, iou_pairs
 from ml_backend.core.errors import ConfigError, Conflict
 from ml_backend.core.keyframes import interpolate, simplify
-from ml_backend.core.types import UNLABELLED, IntArray, Track
+from ml_backend.core.types import UNLABELLED, BoolArray, Float64Array, IntArray, Track
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.regions import (
     MALFORMED,
@@ -46,6 +47,9 @@ MIN_IOU = 0.98
 DECIMALS = 4
 #: Shares of frames that two regions have in common, and mean IoU there, from which they are the same track.
 SAME_FRAMES, SAME_IOU = 0.8, 0.8
+#: Evenly spaced frames, mean IoU on those that two regions have in common, and number of these: below that IoU they are
+#: not compared on every frame.
+SAMPLES, MAY_BE_IOU, MIN_SAMPLES = 64, 0.5, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,35 +128,108 @@ def repair_result(result: Sequence[Region], repair: RepairJson, note: str = "") 
         raise Conflict(f"The region {missing[0]} does not exist any more.", "Choose another moment.")
     before = [by_id[name] for name in ids]
     try:
-        after = _repaired(before, repair)
+        after = [_noted(region, note) if note else region for region in _repaired(before, repair)]
     except MALFORMED as error:
         if isinstance(error, ValueError) and str(error).startswith("expected"):
             raise Conflict("The repair changes nothing there.", "Choose another frame, or another repair.") from error
         raise ConfigError(f"The region {ids[0]} is malformed: {error!r}.", "Repair it in Label Studio.") from error
-    if note:
-        after = [_noted(region, note) for region in after]
     return RegionChange(_replaced(result, before, after), before, after)
 
 
-def replay(result: Sequence[Region], before: Sequence[Region], after: Sequence[Region]) -> RegionChange | None:
+class SameTracks:
+    """Finds the regions that show the same tracks as others; each region is read once, however many are sought."""
+
+    def __init__(self) -> None:
+        self._outlines: dict[tuple[int, int], tuple[Any, _Outline | None]] = {}
+
+    def find(self, region: Region, regions: Sequence[Region]) -> Region | None:
+        """Return the first of some regions with the keyframes of another one, or else with its boxes."""
+        exact = next((item for item in regions if is_same_track(item, region, exact=True)), None)
+        return exact or next((item for item in self._alike(region, regions) if is_same_track(item, region)), None)
+
+    def _alike(self, region: Region, regions: Sequence[Region]) -> Iterator[Region]:
+        """Yield those that may have the boxes of a region, by a few frames."""
+        by_count: dict[int, list[int]] = defaultdict(list)
+        for index, item in enumerate(regions):
+            if item.get("to_name") == region.get("to_name"):
+                by_count[max(stated_frames(region), stated_frames(item))].append(index)
+        found: list[int] = []
+        for count, indices in by_count.items():
+            own = self._outline(region, count)
+            known = [(i, outline) for i in indices if (outline := self._outline(regions[i], count))]
+            if own is None or not known:
+                continue
+            first, last, frames = np.array([outline.life for _, outline in known]).T
+            overlap = np.minimum(last, own.life[1]) - np.maximum(first, own.life[0]) + 1
+            both = np.stack([outline.visible for _, outline in known]) & own.visible
+            iou = iou_broadcast(np.stack([outline.xyxy for _, outline in known]), own.xyxy)
+            common = both.sum(axis=1)
+            differ = (common >= MIN_SAMPLES) & ((iou * both).sum(axis=1) < MAY_BE_IOU * common)
+            may_be = ~differ & (overlap >= SAME_FRAMES * np.maximum(frames, own.life[2]))
+            found += [known[i][0] for i in np.flatnonzero(may_be)]
+        return (regions[index] for index in sorted(found))
+
+    def _outline(self, region: Region, count: int) -> _Outline | None:
+        """Return how a region moves on a timeline of ``count`` frames; ``None`` if it is malformed."""
+        value = region["value"]  # kept, so that its address stays its own
+        if (id(value), count) not in self._outlines:
+            try:
+                outline = _Outline.read(region, count)
+            except MALFORMED:
+                outline = None
+            self._outlines[id(value), count] = value, outline
+        return self._outlines[id(value), count][1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outline:
+    """A region at a few frames.
+
+    Attributes:
+        life: first and last frame on which it is visible, and number of such frames.
+        xyxy: ``(n, 4)``, in percent.
+        visible: ``(n,)``.
+    """
+
+    life: tuple[int, int, int]
+    xyxy: Float64Array
+    visible: BoolArray
+
+    @classmethod
+    def read(cls, region: Region, count: int) -> _Outline:
+        keys = RegionKeys.read(region)
+        starts = np.clip(keys.frames, 1, count + 1)
+        lasting = np.diff(starts, append=count + 1)
+        shown = np.where(keys.enabled, lasting, np.minimum(lasting, 1))
+        ends = (starts + shown - 1)[shown > 0]
+        life = int(starts[0]) if len(starts) else 1, int(ends.max(initial=0)), int(shown.sum())
+        return cls(life, *keys.boxes(100, 100, np.linspace(1, count, SAMPLES).astype(np.int64)))
+
+
+def replay(
+    result: Sequence[Region], before: Sequence[Region], after: Sequence[Region], same: SameTracks | None = None
+) -> RegionChange | None:
     """Replace the regions that show the same tracks as ``before`` by ``after``, as a repair did.
 
     Labels and global ids that differ from those of ``before`` are newer, and kept. Where the repair only wrote to
     ``meta``, so is everything else.
+
+    Args:
+        same: of several replays.
 
     Returns:
         ``None`` if a track is not there, or the added one is there already.
     """
     if not before and _has_track(result, after[0]):
         return None
+    same = same or SameTracks()
     found: list[Region] = []
     for region in before:
         others = [item for item in result if item.get("type") == "videorectangle" and item not in found]
-        same = next((item for item in others if is_same_track(item, region, exact=True)), None)
-        same = same or next((item for item in others if is_same_track(item, region)), None)
-        if same is None:
+        track = same.find(region, others)
+        if track is None:
             return None
-        found.append(same)
+        found.append(track)
     newer = {
         tuple(_labels(old)): _labels(new)
         for old, new in zip(before, found, strict=True)
@@ -177,9 +254,9 @@ def reapply(result: Sequence[Region], decisions: Sequence[Mapping[str, Any]]) ->
     Args:
         decisions: with ``before`` and ``after``, in order.
     """
-    out = list(result)
+    out, same = list(result), SameTracks()
     for item in decisions:
-        change = replay(out, item["before"], item["after"])
+        change = replay(out, item["before"], item["after"], same)
         out = change.result if change else out
     return out
 
@@ -194,7 +271,10 @@ def shown_at_once(a: Region, b: Region) -> bool:
     if a.get("to_name") != b.get("to_name"):
         return False
     frames = np.arange(1, max(stated_frames(item) for item in (a, b)) + 1)
-    visible = [region_boxes(item, 100, 100, frames)[2] for item in (a, b)]
+    try:
+        visible = [region_boxes(item, 100, 100, frames)[2] for item in (a, b)]
+    except MALFORMED:
+        return False
     return bool((visible[0] & visible[1]).any())
 
 
@@ -227,7 +307,10 @@ def region_digest(region: Region) -> str:
 
 def _noted(region: Region, note: str) -> Region:
     meta = region.get("meta") or {}
-    return {**region, "meta": {**meta, "repaired": note, "text": "; ".join(filter(None, [note, meta.get("text")]))}}
+    text = meta.get("text")
+    earlier = text if isinstance(text, list) else [text]  # a list, once somebody has edited it in Label Studio
+    lines = "; ".join(str(line) for line in (note, *earlier) if line)
+    return {**region, "meta": {**meta, "repaired": note, "text": lines}}
 
 
 def _with_meta(region: Region, before: Region, after: Region) -> Region:

@@ -12,6 +12,7 @@ from ml_backend.core.types import Track
 from ml_backend.label_studio.label_config import VideoControl
 from ml_backend.label_studio.regions import region_boxes
 from ml_backend.review.region_repairs import (
+    SameTracks,
     is_same_track,
     region_digest,
     repair_result,
@@ -148,6 +149,12 @@ def test_missed_object_is_added_once() -> None:
     assert undone.result == RESULT
 
 
+def test_a_note_that_somebody_has_edited_in_label_studio_stays() -> None:
+    edited = {**A, "meta": {"text": ["a line of theirs"]}}
+    (after,) = repair_result([edited], {"do": "relabel", "region": "a", "label": "car"}, "by anna").after
+    assert after["meta"]["text"] == "by anna; a line of theirs"
+
+
 def test_accepted_predictions_do_not_count_as_untouched() -> None:
     accepted = {**A, "origin": "prediction"}
     parts = repair_result([accepted], {"do": "split", "region": "a", "frame": 41}).after
@@ -185,6 +192,37 @@ def test_replayed_on_a_prediction_that_finds_the_same_track() -> None:
     undone = replay(again.result, change.after, change.before)
     assert undone is not None
     assert is_same_track(undone.result[0], A, exact=True)
+
+
+def test_tracks_are_found_in_a_crowd_as_if_each_were_compared_with_each() -> None:
+    """Long and short ones, hidden ones, on several timelines; a little moved, by half, or not."""
+    random = np.random.default_rng(1)
+    crowd = []
+    for number in range(40):
+        first, length = int(random.integers(1, 60)), int(random.integers(1, 40))
+        keys = [
+            (first + step * length // 3, float(random.integers(0, 4) * 10), bool(random.random() < 0.8))
+            for step in range(4)
+        ]
+        crowd.append(region(str(number), keys, y=float(random.integers(0, 2) * 20)))
+        crowd[-1]["value"]["framesCount"] = int(random.choice([80, 100, 1000]))
+    moved = [
+        {
+            **item,
+            "value": {**item["value"], "sequence": [{**key, "x": key["x"] + by} for key in item["value"]["sequence"]]},
+        }
+        for item, by in zip(crowd, random.choice([0.0, 0.5, 1.0, 5.0], len(crowd)), strict=True)
+    ]
+    broken = region("broken", [(1, 0.0, True)])
+    del broken["value"]["sequence"][0]["x"]
+    others, same = [broken, *moved[::-1]], SameTracks()
+    found = [same.find(item, others) for item in crowd]
+    assert found == [
+        next((o for exact in (True, False) for o in others if is_same_track(o, item, exact=exact)), None)
+        for item in crowd
+    ]
+    assert 0 < found.count(None) < len(crowd)
+    assert same.find(broken, crowd) is None
 
 
 def test_digest_changes_with_boxes_and_label_only() -> None:
