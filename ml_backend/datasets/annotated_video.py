@@ -17,7 +17,7 @@ from ml_backend.core.types import Float64Array, IntArray, VideoInfo
 from ml_backend.datasets.selection import Submission, chosen_label, infer_frame_rate, region_labels, valid_score
 from ml_backend.datasets.video_files import VideoFacts
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE, VideoControl
-from ml_backend.label_studio.regions import MALFORMED, RegionKeys, global_id, stated_frames
+from ml_backend.label_studio.regions import MALFORMED, RegionKeys, stated_frames
 from ml_backend.label_studio.timeline import MAX_TIMELINE, Timeline, video_timeline
 from ml_backend.video.probe import playback_duration, probe
 
@@ -164,10 +164,6 @@ class TaskVideo:
         """Labels of the config, then labels that only regions have (renamed in the config since)."""
         region_only = (label for region in self.regions for label in region_labels(region))
         return tuple(dict.fromkeys((*(label.value for label in self.control.labels), *region_only)))
-
-    def global_id(self, region: Mapping[str, Any]) -> int | None:
-        """Return the global id of one of the regions, by its prediction if it has none itself; ``None`` without one."""
-        return global_id(region) or global_id(self.submission.predicted.get(str(region.get("id", "")), {}))
 
     def frame_rate_of(self, path: Path) -> float | None:
         """Return the frame rate with a file at hand; ``None``: the recommended one, as ``import_videos.py`` sets it."""
@@ -354,7 +350,7 @@ def _video_object(
     region_id, label = str(region.get("id", "")), chosen_label(region, labels)
     # Some versions of Label Studio keep only the id of an accepted region: its score may be in the prediction.
     sources = [region, submission.predicted.get(region_id, {})]
-    number = task_video.global_id(region)
+    number = submission.global_id(region)
     if not (submission.is_prediction or region.get("origin") == "prediction"):
         return VideoObject(0, region_id, label, "manual", None, None, region, keys, *span, number)
     scores = [score for source in sources if (score := valid_score(source.get("score"))) is not None]

@@ -268,7 +268,7 @@ def plan_videos(
         labels.update(dict.fromkeys(task_video.labels))
         regions = task_video.regions
         sizes.append(len(regions))
-        largest = max([largest, *(task_video.global_id(region) or 0 for region in regions)])
+        largest = max([largest, *(task_video.submission.global_id(region) or 0 for region in regions)])
     videos = list(first_names.values())
     by = sampling.split
     if by == "auto":

@@ -14,6 +14,7 @@ from ml_backend.datasets.task_files import RawTask
 from ml_backend.datasets.video_files import media_parts, parse_number
 from ml_backend.label_studio.importer import SOURCE_FIELD
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE, VideoControl
+from ml_backend.label_studio.regions import global_id
 from ml_backend.labeling.model_version import is_partial
 
 Predictions = Literal["none", "missing", "only"]
@@ -53,6 +54,10 @@ class Submission:
     def author(self) -> str:
         """The annotator, or the model version of a prediction."""
         return self.model_version if self.is_prediction else self.annotator
+
+    def global_id(self, region: Mapping[str, Any]) -> int | None:
+        """Return the global id of one of the regions, by its prediction if it has none itself; ``None`` without one."""
+        return global_id(region) or global_id(self.predicted.get(str(region.get("id", "")), {}))
 
 
 def submissions(

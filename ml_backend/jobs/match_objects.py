@@ -121,5 +121,5 @@ def _tracks(
                 region, seen = regions[region_id], views.get(track.track_id)
                 place = _Place(task_id, video.submission.annotation_id or 0, region_id, region_digest(region))
                 name, kind = f"{task_id}-{video.control.to_name}", track.label or track.top_class
-                number = video.global_id(region)
+                number = video.submission.global_id(region)
                 yield place, SeenTrack(name, kind, track.frames, seen.looks, number) if seen else None

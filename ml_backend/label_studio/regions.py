@@ -24,8 +24,8 @@ Region = dict[str, Any]
 #: Raised while reading a malformed region.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
-#: Largest global id of an object.
-MAX_GLOBAL_ID = 999_999_999
+#: Largest global id of an object; people give smaller ones, so that larger ones are left.
+MAX_GLOBAL_ID = 2**31 - 1
 #: Length of Label Studio's own ids.
 _ID_LENGTH = 10
 

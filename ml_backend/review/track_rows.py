@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,12 +59,18 @@ class TrackRow:
         return x1, y1, x2 - x1, y2 - y1
 
 
-def track_rows(regions: Iterable[Mapping[str, Any]], labels: Sequence[str], frames_count: int) -> list[TrackRow]:
+def track_rows(
+    regions: Iterable[Mapping[str, Any]],
+    labels: Sequence[str],
+    frames_count: int,
+    number: Callable[[Mapping[str, Any]], int | None] = global_id,
+) -> list[TrackRow]:
     """Return the tracks of a video's regions, by their first frame; those that cannot be read are left out.
 
     Args:
         labels: of the project.
         frames_count: of the timeline.
+        number: returns a region's global id.
     """
     found: list[TrackRow] = []
     computed = 0
@@ -91,6 +97,6 @@ def track_rows(regions: Iterable[Mapping[str, Any]], labels: Sequence[str], fram
         areas = box_area(xyxy[visible])
         shown = len(areas) + stays
         area = float(areas.sum() + stays * areas[-1:].sum()) / max(shown, 1)
-        found.append(TrackRow(0, name, label, score, spans, shown, area, digest, keys, global_id(region)))
+        found.append(TrackRow(0, name, label, score, spans, shown, area, digest, keys, number(region)))
     found.sort(key=lambda row: row.spans[0] if row.spans else (0, 0))
-    return [replace(row, number=number) for number, row in enumerate(found, start=1)]
+    return [replace(row, number=place) for place, row in enumerate(found, start=1)]

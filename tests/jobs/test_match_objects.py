@@ -116,6 +116,11 @@ def test_found_edited_kept_and_undone(here: Site, work: Work) -> None:
     result = here.client.list_predictions(first)[-1].result
     assert ids(result) == {f"new{n}": 6 if n == 2 else None for n in PEOPLE}, "the other one stays"
     assert [item["id"] for item in annotations(here, second)] == [own]
+    numbered = identify("new3", None)
+    split = {"tracks": [{"region": "new3", "digest": tracks(first)["new3"]["digest"]}], "action": "split", "frame": 50}
+    asking.post("/api/repairs/tracks", {"project": project, "task": first, **split, "by": "ben"})
+    undone = asking.post("/api/repairs/undo", {"project": project, "repair": numbered["id"], "by": "ben"}, 409)
+    assert "repaired again since" in undone["detail"], "half of the track would keep the number"
 
 
 def test_without_an_embedder_it_says_so(site: Callable[..., Site], work: Work) -> None:

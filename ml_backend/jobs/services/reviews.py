@@ -243,7 +243,7 @@ class Reviews:
             units = [tracks] if pair else [{name: tracks[name]} for name in tracks]
             if answer.action == IDENTIFY:
                 number = answer.global_id or self.store.largest_global_id(project_id) + 1
-                repairs = _identifying(submission.result, dict.fromkeys(tracks, number))
+                repairs = _identifying(submission, dict.fromkeys(tracks, number))
                 if not repairs:
                     raise Conflict(f"The tracks have the global id {number} already.", "Choose another one.")
             else:
@@ -267,8 +267,6 @@ class Reviews:
         Raises:
             LabelStudioUnavailable: Label Studio does not answer; the changes before are kept.
         """
-        from ml_backend.label_studio.regions import global_id
-
         done: dict[int, int] = {}
         left_out: list[tuple[int, str]] = []
         first = 0
@@ -280,10 +278,10 @@ class Reviews:
                 try:
                     task = self._task(project_id, item.task_id)
                     submission = self._submission(task, {**row, "regions": item.tracks})
-                    given = {str(region.get("id")) for region in submission.result if global_id(region)}
+                    given = {str(region.get("id")) for region in submission.result if submission.global_id(region)}
                     ids = {name: number for name, number in item.ids.items() if name not in given}
                     facts = {"moment_id": "", "action": IDENTIFY, "by": by}
-                    repairs = [(repair, facts) for repair in _identifying(submission.result, ids)]
+                    repairs = [(repair, facts) for repair in _identifying(submission, ids)]
                     if repairs:
                         numbers = self._carry_out(project_id, task, submission, repairs, first)
                         first, done[item.task_id] = first or numbers[0], len(numbers)
@@ -310,7 +308,8 @@ class Reviews:
         for video in reader.task_videos():
             rate = video.frame_rate or DEFAULT_FRAME_RATE
             count = video.stated_frames
-            rows = track_rows(video.regions, [label.value for label in video.control.labels], count)
+            labels = [label.value for label in video.control.labels]
+            rows = track_rows(video.regions, labels, count, video.submission.global_id)
             last = max([count, *(row.spans[-1][1] for row in rows if row.spans)])
             submission = video.submission
             found.append(
@@ -799,16 +798,17 @@ class Reviews:
             NotFound: the task was deleted.
         """
         from ml_backend.datasets.selection import submissions
-        from ml_backend.review.region_repairs import region_digest, replay
+        from ml_backend.review.region_repairs import region_digest, replay, take_back
 
         first = decisions[0]
         task, annotation = self._task(first["project_id"], first["task_id"]), first["annotation_id"]
         own = {decision["id"] for decision in decisions}
         mine = {region_digest(region) for decision in decisions for region in decision["after"]}
         same = self.store.replayed_in(annotation) if annotation else self.store.replayed(task["id"])
+        identified = any(decision["action"] == IDENTIFY for decision in decisions)
         for later in same:
             changed_again = mine & {region_digest(region) for region in later["before"]}
-            if IDENTIFY in (later["action"], *(decision["action"] for decision in decisions)):
+            if later["action"] == IDENTIFY or (identified and _keeps_boxes(later)):
                 continue  # of what the other one changes, it changes nothing
             if later["id"] > min(own) and later["id"] not in own and changed_again:
                 raise Conflict("The same track was repaired again since.", "Undo the later repair first.")
@@ -817,11 +817,8 @@ class Reviews:
             if submission is None or not submission.is_prediction:
                 raise Conflict(f"Task {task['id']} was annotated since.", "Change the annotation in Label Studio.")
             result: list[Region] = [dict(region) for region in submission.result]
-            for decision in decisions:
-                change = replay(result, decision["after"], decision["before"])
-                if change is not None:  # else a newer prediction has not found the track
-                    result = change.result
-            self._write(task, submission, result)
+            # A newer prediction may not have found the track.
+            self._write(task, submission, take_back(result, decisions[::-1]))
             return
         found = next((item for item in task["annotations"] if item["id"] == annotation), None)
         if found is None:
@@ -848,27 +845,31 @@ class Reviews:
 def _region_of(track: ChosenTrack, result: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Return the region of a task that shows a chosen track."""
     from ml_backend.labeling.few_shot.annotated_objects import short_id
-    from ml_backend.review.region_repairs import is_same_track
+    from ml_backend.review.region_repairs import SameTracks
 
     regions = [dict(region) for region in result if region.get("type") == "videorectangle"]
     if track.made is None:
         return next((item for item in regions if track.region and short_id(str(item.get("id"))) == track.region), None)
-    made = track.made
-    exact = next((item for item in regions if is_same_track(item, made, exact=True)), None)
-    return exact or next((item for item in regions if is_same_track(item, made)), None)
+    return SameTracks().find(track.made, regions)
 
 
-def _identifying(result: Sequence[Mapping[str, Any]], ids: Mapping[str, int]) -> list[RepairJson]:
+def _keeps_boxes(decision: Row) -> bool:
+    """Return whether a decision changed nothing but labels and ``meta``."""
+    before, after = ([region["value"].get("sequence") for region in decision[name]] for name in ("before", "after"))
+    return bool(before == after)
+
+
+def _identifying(submission: Submission, ids: Mapping[str, int]) -> list[RepairJson]:
     """Return repairs that give regions global ids, by region id.
 
     Raises:
         Conflict: they have them, or a video shows two objects of one id at once.
     """
-    from ml_backend.label_studio.regions import global_id
     from ml_backend.review.region_repairs import shown_at_once
 
-    regions = {str(item.get("id")): dict(item) for item in result if item.get("type") == "videorectangle"}
-    numbers = {name: ids.get(name) or global_id(region) for name, region in regions.items()}
+    regions = {str(item.get("id")): dict(item) for item in submission.result if item.get("type") == "videorectangle"}
+    known = {name: submission.global_id(region) for name, region in regions.items()}
+    numbers = known | dict(ids)
     for name, number in ids.items():
         for other, region in regions.items():
             if other != name and numbers[other] == number and shown_at_once(region, regions[name]):
@@ -876,11 +877,8 @@ def _identifying(result: Sequence[Mapping[str, Any]], ids: Mapping[str, int]) ->
                     f"Two tracks that are visible at once would have the global id {number}.",
                     "Choose another one, or give the other track its own first.",
                 )
-    return [
-        {"do": IDENTIFY, "region": name, "global_id": number}
-        for name, number in ids.items()
-        if global_id(regions[name]) != number
-    ]
+    wanted = {name: number for name, number in ids.items() if known[name] != number}
+    return [{"do": IDENTIFY, "region": name, "global_id": number} for name, number in wanted.items()]
 
 
 def _moment_facts(row: Row, answer: Answer) -> Row:
