@@ -184,6 +184,10 @@ def test_tracks_are_repaired_by_hand(page: Any, site: Site) -> None:
     page.keyboard.press("u")
     page.locator(".decisions li", has_text="undone").wait_for()
     assert len(site.regions()) == 2
+    page.locator("#track-1").check()
+    page.locator("#global-id").fill("7")
+    page.locator("#global-id").press("Enter")
+    page.locator("#part-timeline th", has_text="#7").wait_for()
     page.locator("#all-tracks").check()
     page.keyboard.press("d")
     page.locator(".decisions li", has_text="2 repairs").wait_for()

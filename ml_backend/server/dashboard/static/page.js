@@ -315,11 +315,12 @@ count();
 // -- keep the user's input: reload a part with the parameters of its last request, and not while it is in use
 
 const partOf = (item) => item?.closest?.(".part");
+const typing = (item) => item.matches("input:not([type=checkbox]), select, textarea") && !item.closest("[data-sent]");
 function busy(part) {
   return (
     "dirty" in part.dataset ||
     (drawn && part.contains(drawn.map)) ||
-    (part.contains(document.activeElement) && document.activeElement.matches("input:not([type=checkbox]), select, textarea")) ||
+    (part.contains(document.activeElement) && typing(document.activeElement)) ||
     [...part.querySelectorAll("video:not([data-clip])")].some((video) => !video.paused && !video.ended)
   );
 }
@@ -338,6 +339,7 @@ for (const name of ["input", "change"])
   document.addEventListener(name, (event) => {
     const part = partOf(event.target);
     if (part) part.dataset.dirty = "";
+    delete event.target.form?.dataset.sent;
   });
 document.addEventListener("focusout", (event) => setTimeout(() => release(partOf(event.target))));
 for (const name of ["pause", "ended"]) document.addEventListener(name, (event) => release(partOf(event.target)), true);
@@ -357,6 +359,7 @@ document.addEventListener("htmx:afterRequest", (event) => {
     target.dataset.last = last.pathname + last.search;
   }
   if (!elt.matches("form")) return;
+  elt.dataset.sent = ""; // with the Enter key: nobody is typing in its field any more
   for (const part of [partOf(elt), target, ...elt.querySelectorAll(".part")]) {
     if (!part?.matches(".part")) continue;
     delete part.dataset.dirty;
