@@ -217,6 +217,15 @@ def test_tracks_show_gaps_boxes_and_no_markup_of_others(room: Room, beside: Outs
     assert 'data-frame="100"' in beyond
 
 
+def test_an_accepted_track_has_the_number_of_its_prediction(room: Room, beside: Outside) -> None:
+    submitted = {"id": 9, "created_at": "2026-01-02", "result": [A]}  # as some versions of Label Studio submit it
+    prediction = {"id": 5, "model_version": "yolo", "result": [{**A, "meta": {"global_id": 12}}]}
+    task = {"id": 1, "project": 7, "data": {"video": "/data/1-film.mp4"}, "drafts": []}
+    found = {**task, "annotations": [submitted], "predictions": [prediction]}
+    beside.answer("/api/tasks/1/", 200, json.dumps(found).encode())
+    assert page(room, TRACKS).count("#12</span>") == 1
+
+
 def test_tracks_are_repaired_without_scripts(room: Room, beside: Outside) -> None:
     predict(beside, A, B)
     text = page(room, f"{TRACKS}&frame=30")
