@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
-from xml.parsers import expat
 from xml.sax.saxutils import quoteattr
 
 from ml_backend.core.errors import ConfigError
@@ -321,6 +320,8 @@ def with_prompts(xml: str, label: str, prompts: Sequence[str]) -> str:
         ConfigError: see :func:`parse_label_config`; a description has characters that XML cannot hold, the label
             has the name of a field, or there is no place for it.
     """
+    from xml.parsers import expat  # which a start does not need
+
     controls = parse_label_config(xml).video_controls
     videos = {"", *(control.to_name for control in controls)}
     text = xml.strip().encode()
