@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -311,6 +312,12 @@ def test_both_languages_have_the_same_texts_with_the_same_values() -> None:
         assert fields[0] == fields[1], name
         for form in f"{text}|{korean[name]}".split("|") if "|" in text + korean[name] else ():
             assert "{" in form, f"{name}: | separates the forms for one and for several"
+
+
+@pytest.mark.parametrize("lang", texts.LANGUAGES)
+def test_no_text_takes_the_place_of_another(lang: str) -> None:
+    pairs = json.loads(Path(texts.__file__).with_name(f"texts.{lang}.json").read_text(), object_pairs_hook=list)
+    assert [name for name, count in Counter(name for name, _ in pairs).items() if count > 1] == []
 
 
 @pytest.mark.parametrize(
