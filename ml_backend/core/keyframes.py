@@ -66,8 +66,7 @@ def _greedy_keyframes(track: _TrackBoxes) -> IntArray:
 def _weights(keys: IntArray, frames: IntArray) -> Float64Array:
     """Return the ``(..., f, m)`` weight of each of ``(..., m)`` keyframes on each of ``(f,)`` frames between them."""
     after = np.clip((frames[:, None] - keys[..., None, :-1]) / np.diff(keys)[..., None, :], 0.0, 1.0)
-    ones = np.ones((*after.shape[:-1], 1))
-    return np.asarray(-np.diff(np.concatenate([ones, after, 0.0 * ones], axis=-1)), np.float64)
+    return np.asarray(-np.diff(after, prepend=1.0, append=0.0), np.float64)
 
 
 def _first_fit(basis: Float64Array, rest: Float64Array, target: Float64Array, min_iou: float) -> _Fit | None:

@@ -473,9 +473,9 @@ class _ExportRun:
         if previous["part"] != _task_video_fingerprint(task_video):
             return None
         inputs, classes = previous["made_from"], list(self.dataset.classes)
-        # Appended classes change no class ids.
         if inputs.get("first_id", planned.first_id) != planned.first_id:
             return None
+        # Appended classes change no class ids.
         if inputs["split"] != planned.rule or classes[: len(inputs["classes"])] != inputs["classes"]:
             return None
         return {**previous["outcome"], "continued": True}
