@@ -105,6 +105,11 @@ class Detections:
     def __len__(self) -> int:
         return len(self.xyxy)
 
+    def take(self, rows: IntArray | BoolArray) -> Detections:
+        """Return some of the detections, by their indices or a mask."""
+        colours = None if self.colours is None else self.colours[rows]
+        return Detections(self.xyxy[rows], self.conf[rows], self.class_id[rows], colours)
+
     @classmethod
     def empty(cls) -> Detections:
         """Return no detections."""

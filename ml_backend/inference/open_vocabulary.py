@@ -318,8 +318,7 @@ class AddedObjects:
                 MAX_FOLLOWED,
             )
             self._said = True
-        kept = np.sort(np.argsort(-found.conf, kind="stable")[:MAX_FOLLOWED])
-        return Detections(found.xyxy[kept], found.conf[kept], found.class_id[kept])
+        return found.take(np.sort(np.argsort(-found.conf, kind="stable")[:MAX_FOLLOWED]))
 
     def _path_of(self, xyxy: FloatArray, frames: Sequence[_Kept]) -> Float64Array:
         """Follow a box from the first frame on; return ``(frames, 4)``, NaN from where it is lost."""

@@ -107,12 +107,7 @@ def _uncovered_tracks(evidence: Evidence) -> list[Track]:
         same = (wanted[:, None] == owners) | (owners == "")
         free = (iou < np.where(same, SUPPORTS_IOU, OTHER_LABEL_IOU)).all(axis=1)
         free &= ~parts(found) & (wanted != "")
-        uncovered[frame] = Detections(
-            found.xyxy[free],
-            found.conf[free],
-            found.class_id[free],
-            None if found.colours is None else found.colours[free],
-        )
+        uncovered[frame] = found.take(free)
     if max((float(rest.conf.max(initial=0.0)) for rest in uncovered.values()), default=0.0) < SURE:
         return []  # a track is at most as sure as its surest detection
     tracker, assembler = Tracker("tracktrack", video.fps), TrackAssembler(video.fps, video.class_names, *size, settings)

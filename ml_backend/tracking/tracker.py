@@ -83,9 +83,7 @@ class Tracker:
         colours = found.colours
         if colours is None:
             colours = np.full((len(found), appearance.SIZE), np.nan, np.float32)
-        whole = replace(
-            found, xyxy=found.xyxy[kept], conf=found.conf[kept], class_id=found.class_id[kept], colours=colours[kept]
-        )
+        whole = replace(found, colours=colours).take(kept)
         ids, chosen = self._association.update(whole, frame.camera)
         return [
             TrackedBox(

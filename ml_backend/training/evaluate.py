@@ -395,10 +395,7 @@ def _labelled(tracks: Iterable[Track], label_of: DetectorLabels) -> list[Track]:
 
 def _filter_confidence(frame_features: FrameFeatures, conf: float) -> FrameFeatures:
     detections = frame_features.detections
-    kept = detections.conf >= conf
-    colours = None if detections.colours is None else detections.colours[kept]
-    filtered = Detections(detections.xyxy[kept], detections.conf[kept], detections.class_id[kept], colours)
-    return replace(frame_features, detections=filtered)
+    return replace(frame_features, detections=detections.take(detections.conf >= conf))
 
 
 def _map_to_labels(detections: Detections, to_class: IntArray) -> Detections:
