@@ -119,7 +119,7 @@ class CountingEditor(Editor):
 
     def click_on(self, box: Float64Array) -> None:
         self.effort.clicks += 1
-        self.page.mouse.click(*self.point(*_centre(box)))
+        self.select(*_centre(box))
 
     def draw(self, box: Float64Array) -> None:
         self.drag((box[0], box[1]), (box[2], box[3]))

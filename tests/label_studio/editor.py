@@ -11,6 +11,8 @@ from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.cli.dev_stack.stack import Stack
 from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, write_scene
 
+CLICKS, CLICK_TIMEOUT_MS = 30, 20_000
+
 
 def make_scene_task(stack: Stack, folder: Path, title: str) -> tuple[int, int]:
     """Make a connected project with the drawn scene; return the ids of the project and its task."""
@@ -83,6 +85,21 @@ class Editor:
         mouse.move(*self.point((start[0] + end[0]) / 2, (start[1] + end[1]) / 2), steps=5)
         mouse.move(*self.point(*end), steps=5)
         mouse.up()
+
+    def select(self, x: float, y: float) -> None:
+        """Click a region until it is selected: the player misses a click while it still draws the region."""
+        from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
+
+        for _ in range(CLICKS):
+            self.page.mouse.click(*self.point(x, y))
+            try:
+                self.page.wait_for_function(
+                    "Htx.annotationStore.selected.regionStore.hasSelection", timeout=CLICK_TIMEOUT_MS
+                )
+            except PlaywrightTimeoutError:
+                continue
+            return
+        raise AssertionError(f"{CLICKS} clicks at {x:g}, {y:g} have selected no region")
 
     def region(self) -> dict[str, Any]:
         """Return the only region as the editor would submit it."""
