@@ -121,10 +121,6 @@ class CountingEditor(Editor):
         self.effort.clicks += 1
         self.select(*_centre(box))
 
-    def draw(self, box: Float64Array) -> None:
-        self.drag((box[0], box[1]), (box[2], box[3]))
-        self.page.wait_for_function("Htx.annotationStore.selected.regionStore.regions.length")
-
     def move(self, frame: int, before: Float64Array, after: Float64Array) -> None:
         """Drag the selected region's box on a frame."""
         self.go_to(frame)
@@ -228,7 +224,7 @@ def measure(stack: Stack, page: Any, folder: Path, pictures: Path | None = None)
     rows = []
     for way in WAYS:
         if way == "drawn once":
-            page.get_by_text("Auto-Annotation").first.click()
+            Editor(page).auto_annotate()
         for name in SIZES:
             editor = CountingEditor(page, FPS, Effort())
             editor.clear()

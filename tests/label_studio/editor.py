@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from ml_backend.cli.dev_stack.preflight import ROOT
 from ml_backend.cli.dev_stack.stack import Stack
 from tests.drawn_scene import FPS, FRAMES, HEIGHT, WIDTH, write_scene
 
-CLICKS, CLICK_TIMEOUT_MS = 30, 20_000
+#: Milliseconds after which a key, click or drag without effect is sent again: a busy editor misses some.
+ATTEMPT_MS, ATTEMPTS = 30_000, 20
 
 
 def make_scene_task(stack: Stack, folder: Path, title: str) -> tuple[int, int]:
@@ -86,20 +89,32 @@ class Editor:
         mouse.move(*self.point(*end), steps=5)
         mouse.up()
 
-    def select(self, x: float, y: float) -> None:
-        """Click a region until it is selected: the player misses a click while it still draws the region."""
-        from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
+    def draw(self, box: Sequence[float]) -> None:
+        """Draw a region where there is none.
 
-        for _ in range(CLICKS):
+        Args:
+            box: ``x1, y1, x2, y2`` in pixels of the video.
+        """
+
+        def drag() -> None:
+            self.drag((box[0], box[1]), (box[2], box[3]))
+            self.page.wait_for_function("Htx.annotationStore.selected.regionStore.regions.length", timeout=ATTEMPT_MS)
+
+        _repeat(drag)
+
+    def auto_annotate(self) -> None:
+        """Switch Auto-Annotation on."""
+        self.page.get_by_text("Auto-Annotation").first.click()
+        self.page.wait_for_function("Htx.autoAnnotation")
+
+    def select(self, x: float, y: float) -> None:
+        """Click a region; once more if the player was still drawing the region and has missed the click."""
+
+        def click() -> None:
             self.page.mouse.click(*self.point(x, y))
-            try:
-                self.page.wait_for_function(
-                    "Htx.annotationStore.selected.regionStore.hasSelection", timeout=CLICK_TIMEOUT_MS
-                )
-            except PlaywrightTimeoutError:
-                continue
-            return
-        raise AssertionError(f"{CLICKS} clicks at {x:g}, {y:g} have selected no region")
+            self.page.wait_for_function("Htx.annotationStore.selected.regionStore.hasSelection", timeout=ATTEMPT_MS)
+
+        _repeat(click)
 
     def region(self) -> dict[str, Any]:
         """Return the only region as the editor would submit it."""
@@ -110,14 +125,29 @@ class Editor:
 
     def press(self, key: str, times: int = 1) -> dict[str, Any]:
         """Press a label's key and wait for the answer, as often as told; return the region."""
-        for _ in range(times):
-            with self.page.expect_response(lambda r: "interactive-annotating" in r.url) as answer:
+
+        def ask() -> Any:
+            with self.page.expect_request(lambda r: "interactive-annotating" in r.url, timeout=ATTEMPT_MS) as asked:
                 self.page.keyboard.press(key)
-            assert answer.value.ok
-            for found in (answer.value.json().get("data") or {}).get("result") or []:
+            return asked.value
+
+        for _ in range(times):
+            answer = _repeat(ask).response()
+            assert answer.ok
+            for found in (answer.json().get("data") or {}).get("result") or []:
                 keyframes = len(found["value"]["sequence"])
                 self.page.wait_for_function(
                     "count => Htx.annotationStore.selected.regionStore.regions[0].sequence.length === count",
                     arg=keyframes,
                 )
         return self.region()
+
+
+def _repeat(act: Callable[[], Any]) -> Any:
+    """Do something until it has an effect within :data:`ATTEMPT_MS`; return its result."""
+    from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
+
+    for _ in range(ATTEMPTS - 1):
+        with suppress(PlaywrightTimeoutError):
+            return act()
+    return act()

@@ -44,11 +44,10 @@ def quality(region: dict[str, Any], frames: range) -> float:
 def test_draw_click_press(editor: Editor, tmp_path: Path) -> None:
     page = editor.page
     page.screenshot(path=str(tmp_path / "open.png"))
-    page.get_by_text("Auto-Annotation").first.click()
+    editor.auto_annotate()
     editor.go_to(30)
     x1, y1, x2, y2 = truth(30)
-    editor.drag((x1, y1), (x2, y2))
-    page.wait_for_function("Htx.annotationStore.selected.regionStore.regions.length")
+    editor.draw((x1, y1, x2, y2))
     assert len(editor.region()["value"]["sequence"]) == 1
     editor.select((x1 + x2) / 2, (y1 + y2) / 2)
     page.screenshot(path=str(tmp_path / "drawn.png"))
