@@ -89,8 +89,7 @@ class JobList:
         """
         with self._queue.guard():
             limit = MAX_LISTED if listed else -1  # all, to RQ
-            ids = {name for queue in self._queue.queues.values() for name in _ids(queue, limit)}
-            jobs = self._queue.fetch_many(sorted(ids))
+            jobs = self._queue.fetch_many(sorted(self._ids(limit)))
             items = [self._view(job) for job in jobs if not listed or job.function not in _UNLISTED]
         return sorted((item for item in items if project_id in (None, item["project"])), key=_order)
 
@@ -222,6 +221,22 @@ class JobList:
             for job_id in ids
         ]
 
+    def _ids(self, limit: int) -> set[str]:
+        """Return the ids of all running jobs and of some of each other state. Call within the queue's guard."""
+        queues = self._queue.queues.values()
+        running = [queue.started_job_registry for queue in queues]
+        with self._queue.connection.pipeline(transaction=False) as pipeline:
+            for registry in running:
+                pipeline.zrange(registry.key, 0, -1)
+            for queue in queues:
+                pipeline.lrange(queue.key, 0, limit)
+                pipeline.zrange(queue.scheduled_job_registry.key, 0, limit)
+                for ended in (queue.failed_job_registry, queue.finished_job_registry, queue.canceled_job_registry):
+                    pipeline.zrange(ended.key, 0, limit, desc=True)
+            read = iter(pipeline.execute())
+        ids = {registry.parse_job_id(entry) for registry in running for entry in next(read)}
+        return ids | {name.decode() for names in read for name in names}
+
     def _tasks_by_job(self, job_ids: Iterable[str], tasks: set[int]) -> dict[str, set[int]]:
         """Return which of these tasks each job serves, by job id; jobs that serve none are left out."""
         served: dict[str, set[int]] = {}
@@ -238,20 +253,6 @@ class JobList:
             for job_id, targets in zip(predicting, pipeline.execute(), strict=True):
                 served[job_id] = {int(value) for value in targets} & tasks
         return {job_id: ids for job_id, ids in served.items() if ids}
-
-
-def _ids(queue: Queue, limit: int) -> list[str]:
-    """Return the ids of some jobs of each state. Call within the queue's guard."""
-    return [
-        *queue.started_job_registry.get_job_ids(cleanup=False),
-        *queue.get_job_ids(0, limit),
-        *queue.scheduled_job_registry.get_job_ids(0, limit, cleanup=False),
-        *(
-            name
-            for registry in (queue.failed_job_registry, queue.finished_job_registry, queue.canceled_job_registry)
-            for name in registry.get_job_ids(0, limit, desc=True, cleanup=False)
-        ),
-    ]
 
 
 def _describe(job: KnownJob) -> tuple[str, int | None, int | None, str | None]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import ConfigError, PredictionFailed, QueueUnavailable
@@ -91,7 +92,7 @@ class JobRequest:
     failure: str = ""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """A registered worker, and the id of the job that it runs."""
 
@@ -600,32 +601,43 @@ class JobQueue:
 
     def depths(self) -> dict[str, dict[str, int]]:
         """Return the number of jobs by queue and state."""
-        with self.guard():
-            return {
-                name: {
-                    "queued": queue.count,
-                    "started": queue.started_job_registry.get_job_count(cleanup=False),
-                    "scheduled": queue.scheduled_job_registry.get_job_count(cleanup=False),
-                    "failed": queue.failed_job_registry.get_job_count(cleanup=False),
-                }
-                for name, queue in self.queues.items()
-            }
+        states = ("queued", "started", "scheduled", "failed")
+        with self.guard(), self.connection.pipeline(transaction=False) as pipeline:
+            for queue in self.queues.values():
+                pipeline.llen(queue.key)
+                pipeline.zcard(queue.started_job_registry.key)
+                pipeline.zcard(queue.scheduled_job_registry.key)
+                pipeline.zcard(queue.failed_job_registry.key)
+            counts = iter(pipeline.execute())
+        return {name: {state: next(counts) for state in states} for name in self.queues}
 
     def workers(self) -> list[WorkerInfo]:
-        """Return the workers with a recent heartbeat, by name."""
-        from rq import Worker
+        """Return the workers with a recent heartbeat, by name.
 
-        with self.guard():
-            return sorted(
-                WorkerInfo(
-                    worker.name,
-                    int(worker.pid or 0),
-                    str(worker.hostname or ""),
-                    tuple(worker.queue_names()),
-                    str(worker.get_current_job_id() or ""),
-                )
-                for worker in Worker.all(self.connection)
-            )
+        Reads what RQ's ``Worker.all`` does, which asks Redis several times for each worker.
+        """
+        from rq import Worker
+        from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE, Execution
+
+        prefix, workers = Worker.redis_worker_namespace_prefix, []
+        with self.guard(), self.connection.pipeline(transaction=False) as pipeline:
+            names = sorted(key.removeprefix(prefix) for key in Worker.all_keys(self.connection))
+            for name in names:
+                pipeline.hmget(prefix + name, "pid", "hostname", "queues")
+                pipeline.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(name))
+            read = pipeline.execute()
+            executions = [
+                [Execution.from_composite_key(key.decode(), self.connection) for key in keys] for keys in read[1::2]
+            ]
+            for execution in chain.from_iterable(executions):
+                pipeline.exists(execution.key)  # what was run by a process that was killed stays listed
+            running = iter(pipeline.execute())
+        for name, (pid, hostname, queues), found in zip(names, read[::2], executions, strict=True):
+            job_ids = [execution.job_id for execution in found if next(running)]
+            if queues:  # else its heartbeat is too old
+                served = tuple(queues.decode().split(","))
+                workers.append(WorkerInfo(name, int(pid or 0), (hostname or b"").decode(), served, *job_ids[:1]))
+        return workers
 
     def failed_jobs(self) -> list[dict[str, Any]]:
         """Return failed jobs with their error, newest first."""
