@@ -90,6 +90,9 @@ class ApiQueue:
     def match_objects(self, project_id: int, by: str) -> Job:
         return self._request("match_objects", [project_id, by], f"objects-{project_id}", "match_objects")
 
+    def objects(self, project_id: int) -> Job:
+        return self._request("list_objects", [project_id], objects_name(project_id), "match_objects")
+
     # -- published results
 
     def statistics(self, project_id: int) -> Job:
@@ -146,6 +149,10 @@ def patterns_name(project_id: int) -> str:
 
 def agreement_name(project_id: int, model: bool) -> str:
     return f"agreement-{project_id}" + ("-model" if model else "")
+
+
+def objects_name(project_id: int) -> str:
+    return f"object-list-{project_id}"
 
 
 def next_name(project_id: int, segments: int, minutes: int) -> str:

@@ -41,7 +41,7 @@ JOB_MODULES = {
         ),
         "search_text": ("search_text",),
         "annotate_next": ("choose_next", "order_tasks"),
-        "match_objects": ("match_objects",),
+        "match_objects": ("list_objects", "match_objects"),
         "review": ("review", "render_moment", "render_frames"),
         "api_file_jobs": ("render_video", "render_custom_video", "export_project"),
     }.items()

@@ -1,14 +1,16 @@
-"""The job that finds the same objects in several tasks of a project, by the looks of their tracks."""
+"""Jobs that find the same objects in several tasks of a project, by the looks of their tracks, and that list them."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.core.errors import BackendError
 from ml_backend.datasets.annotation_reader import AnnotationReader
+from ml_backend.jobs.api_queue import data_url, objects_name
 from ml_backend.jobs.job_context import JobContext, api_job
 from ml_backend.jobs.services.reviews import Reviews, TaskIds
 from ml_backend.jobs.task_plan import cached_label_config
@@ -23,12 +25,17 @@ from ml_backend.review.region_repairs import region_digest
 from ml_backend.review.video import Evidence
 
 if TYPE_CHECKING:
+    from ml_backend.datasets.annotated_video import TaskVideo
+    from ml_backend.embeddings.crop_embeddings import CropEmbeddingStore
     from ml_backend.label_studio.label_config import LabelConfig
 
 log = logging.getLogger(__name__)
 
 #: Tasks that are compared, the newest ones: the views of some thousand tracks take 100 to 300 MB.
 MAX_TASKS = 100
+#: Tasks that are read for the list of objects, those that were given global ids first, and tracks that are listed: a
+#: thumbnail takes 3 kB.
+LISTED_TASKS, LISTED_TRACKS = 200, 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +101,90 @@ def match_objects(context: JobContext, project_id: int, by: str) -> dict[str, An
     }
     written, left_out = Reviews(container).identify(project_id, [*tasks.values()], by)
     objects = {number for task in written for number in tasks[task].ids.values()}
-    log.info("Project %s: %d tracks show %d objects.", project_id, sum(written.values()), len(objects))
-    facts = {"objects": len(objects), "tracks": sum(written.values()), "tasks": len(chosen), "of": len(states)}
+    tracks = sum(map(len, written.values()))
+    log.info("Project %s: %d tracks show %d objects.", project_id, tracks, len(objects))
+    facts = {"objects": len(objects), "tracks": tracks, "tasks": len(chosen), "of": len(states)}
     skipped += [f"Task {task}: {reason}" for task, reason in left_out]
     return facts | {"unseen": unseen, "skipped": skipped}
 
 
-def _tracks(
-    context: JobContext, project_id: int, config: LabelConfig, task_id: int, models: ReviewModels
-) -> Iterator[tuple[_Place, SeenTrack | None]]:
-    """Yield the tracks of a task that counts; without views those that cannot be compared."""
+@api_job
+def list_objects(context: JobContext, project_id: int) -> dict[str, Any]:
+    """List the tracks of a project whose global id another one has, too, and publish them.
+
+    Nothing is embedded for it: thumbnails are those of crops that are stored.
+    """
+    container = context.container
+    decided = MomentStore(container.storage)
+    last, digest = decided.identity_state(project_id)  # first: what is decided meanwhile is not left out
+    given: dict[tuple[int, int, str | None], dict[str, Any]] = {}
+    for row in decided.identified(project_id):
+        for region in (row["region"], None):  # a newer prediction has other regions
+            given[row["task_id"], row["global_id"], region] = {"by": row["by"], "found": bool(row["found"])}
+    tasks = {task_id for task_id, _, _ in given}
+    embedder = container.projects.models(project_id).classifier.embedder
+    config = cached_label_config(container.client.get_project(project_id).label_config)
+    states = [item for item in container.client.list_task_states(project_id) if item.annotations or item.predictions]
+    chosen = sorted(states, key=lambda item: (item.id not in tasks, -item.id))[:LISTED_TASKS]
+    found: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    report = context.step("reading")
+    for done, state in enumerate(chosen):
+        report(done, len(chosen))
+        try:
+            for video, store in _videos(context, project_id, config, state.id):
+                found += _identified(video, store, embedder.model_id if embedder else "")
+        except BackendError as error:
+            if error.retryable:
+                raise
+            skipped.append(f"Task {state.id}: {error}")
+    tracks = Counter(item["global_id"] for item in found)
+    several = [item for item in found if tracks[item["global_id"]] > 1]
+    several.sort(key=lambda item: (-tracks[item["global_id"]], item["global_id"], item["task"], item["first"]))
+    nobody = {"by": None, "found": False}
+    for item in several:
+        place = item["task"], item["global_id"]
+        item |= given.get((*place, item["region"])) or given.get((*place, None)) or nobody
+    facts = {"digest": digest, "last": last, "tracks": several[:LISTED_TRACKS], "skipped": skipped}
+    facts |= {"more": max(len(several) - LISTED_TRACKS, 0), "tasks": len(chosen), "of": len(states)}
+    container.queue.publish(objects_name(project_id), facts)
+    return {"tracks": len(several)}
+
+
+def _identified(video: TaskVideo, store: CropEmbeddingStore, model_id: str) -> Iterator[dict[str, Any]]:
+    """Yield the tracks of a video that have a global id, as they are published."""
+    regions = {str(region.get("id", "")): dict(region) for region in video.regions}
+    numbers = {name: number for name, region in regions.items() if (number := video.submission.global_id(region))}
+    if not numbers:
+        return
+    with open_for_review(video, None, stored=store.get(model_id) if model_id else ()) as found:
+        crops = Evidence(found.video).crops
+        for track in found.video.tracks:
+            region_id, shown = found.region_ids[track.track_id], crops.get(track.track_id)
+            if region_id not in numbers:
+                continue
+            first, last = int(track.frames[0]), int(track.frames[-1])
+            yield {
+                "task": video.task_id,
+                "video": video.control.to_name,
+                "file": video.name,
+                "annotation": video.submission.annotation_id,
+                "region": region_id,
+                "digest": region_digest(regions[region_id]),
+                "label": track.label,
+                "first": first + 1,
+                "last": last + 1,
+                "start": round(first / found.video.fps, 3),
+                "end": round((last + 1) / found.video.fps, 3),
+                "global_id": numbers[region_id],
+                "thumbnail": data_url(shown[len(shown) // 2].thumbnail) if shown else None,
+            }
+
+
+def _videos(
+    context: JobContext, project_id: int, config: LabelConfig, task_id: int
+) -> Iterator[tuple[TaskVideo, CropEmbeddingStore]]:
+    """Yield the videos of a task, with the regions that count, and where crops of them are kept."""
     container = context.container
     try:
         task = container.client.get_full_task(task_id, project_id)
@@ -112,7 +193,14 @@ def _tracks(
     reader = AnnotationReader.of_task(task, container.media.opener(project_id), config, "missing")
     for video in reader.task_videos():
         key = video_key(canonical_uri(video.uri, context.settings.label_studio_url))
-        store = container.projects.patterns.crop_embeddings(key)
+        yield video, container.projects.patterns.crop_embeddings(key)
+
+
+def _tracks(
+    context: JobContext, project_id: int, config: LabelConfig, task_id: int, models: ReviewModels
+) -> Iterator[tuple[_Place, SeenTrack | None]]:
+    """Yield the tracks of a task that counts; without views those that cannot be compared."""
+    for video, store in _videos(context, project_id, config, task_id):
         with open_for_review(video, models, stored=store.get(models.embedder.model_id), store=store) as found:
             views = Evidence(found.video).views
             regions = {str(region.get("id", "")): dict(region) for region in video.regions}

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from ml_backend.core.timestamps import ensure_utc
 from ml_backend.db.storage import Storage
 from ml_backend.db.tables import moments, repairs
-from ml_backend.review.repair_json import ACCEPT, CONSENSUS, DISMISS, IDENTIFY, SKIP, UNCHANGING, digest
+from ml_backend.review.repair_json import ACCEPT, CONSENSUS, DISMISS, FOUND, IDENTIFY, SKIP, UNCHANGING, digest
 
 if TYPE_CHECKING:
     from ml_backend.core.types import FloatArray
@@ -266,6 +266,30 @@ class MomentStore:
         with self._storage.read() as connection:
             return connection.scalar(sa.select(sa.func.max(number)).where(given)) or 0
 
+    def identified(self, project_id: int, since: int = 0) -> list[Row]:
+        """Return the decisions in force that gave tracks global ids, in order.
+
+        Args:
+            since: only those after the decision with this id.
+
+        Returns:
+            ``id``, ``task_id``, ``region``, ``global_id``, ``by``, and whether a search ``found`` it.
+        """
+        region = repairs.c.after[(0, "id")].as_string()
+        number = repairs.c.after[(0, "meta", "global_id")].as_integer()
+        columns = (repairs.c.id, repairs.c.task_id, region.label("region"), number.label("global_id"), repairs.c.by)
+        found = (repairs.c.signature == FOUND).label("found")
+        query = sa.select(*columns, found).where(_gives_ids(project_id), repairs.c.id > since).order_by(repairs.c.id)
+        with self._storage.read() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def identity_state(self, project_id: int) -> tuple[int, str]:
+        """Return the id of the last decision in force that gave a global id, and a text that changes with them."""
+        query = sa.select(sa.func.max(repairs.c.id), sa.func.count()).where(_gives_ids(project_id))
+        with self._storage.read() as connection:
+            last, count = connection.execute(query).one()
+        return last or 0, f"{last}-{count}"
+
     def note_written(self, annotation_id: int, digest: str) -> None:
         """Store the digest of what was written to an annotation last, with all repairs of it."""
         with self._storage.write() as connection:
@@ -326,6 +350,11 @@ def _decision(moment_id: Any) -> sa.ColumnElement[bool]:
 def _in_force() -> sa.ColumnElement[bool]:
     """Restrict to repairs, which change regions, that are not undone."""
     return sa.and_(repairs.c.undone_at.is_(None), repairs.c.action.not_in(UNCHANGING))
+
+
+def _gives_ids(project_id: int) -> sa.ColumnElement[bool]:
+    """Restrict to decisions in force that gave a project's tracks global ids."""
+    return sa.and_(repairs.c.project_id == project_id, repairs.c.action == IDENTIFY, repairs.c.undone_at.is_(None))
 
 
 def _open(query: Any, project_id: int, filters: Mapping[str, Any]) -> Any:

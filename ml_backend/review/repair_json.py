@@ -15,6 +15,8 @@ SKIP, DISMISS, REJECT = UNCHANGING = ("skip", "dismiss", "reject")
 ACCEPT = "accept"
 #: A decision that gives a track's object a number. Boxes and labels stay as they are.
 IDENTIFY = "identify"
+#: Signature of such decisions that a search for the same objects has made, not a person.
+FOUND = "found"
 #: A decision that wrote an annotation of its own, which is nobody's.
 CONSENSUS = "consensus"
 

@@ -94,8 +94,8 @@ class Evidence:
         return out
 
     @cached_property
-    def views(self) -> dict[int, Views]:
-        """Views of the tracks that have any, by track id."""
+    def crops(self) -> dict[int, list[CropEmbedding]]:
+        """Crops that show a track and no other one, by track id, in order of time; one of each frame."""
         chosen: dict[int, list[tuple[int, CropEmbedding]]] = {}
         for crop in self.video.crops:
             ids, boxes = self.rows_by_frame.get(crop.frame, (np.zeros(0, np.int64), np.zeros((0, 4))))
@@ -108,12 +108,15 @@ class Evidence:
             others = iou_matrix(boxes, boxes[best : best + 1])[:, 0]
             if np.delete(others, best).max(initial=0.0) < SHARED_IOU:
                 chosen.setdefault(int(ids[best]), []).append((crop.frame, crop))
-        frames: dict[int, IntArray] = {}
-        looks: dict[int, TrackViews] = {}
-        for track_id, crops in chosen.items():
-            unique = list(dict(sorted(crops, key=lambda item: item[0])).values())
-            frames[track_id] = np.array([crop.frame for crop in unique], np.int64)
-            looks[track_id] = TrackViews.of(unique)
+        return {
+            track_id: list(dict(sorted(crops, key=lambda item: item[0])).values()) for track_id, crops in chosen.items()
+        }
+
+    @cached_property
+    def views(self) -> dict[int, Views]:
+        """Views of the tracks that have any, by track id."""
+        frames = {track_id: np.array([crop.frame for crop in crops]) for track_id, crops in self.crops.items()}
+        looks = {track_id: TrackViews.of(crops) for track_id, crops in self.crops.items()}
         if not looks:
             return {}
         centre = TrackViews(

@@ -123,6 +123,67 @@ def test_found_edited_kept_and_undone(here: Site, work: Work) -> None:
     assert "repaired again since" in undone["detail"], "half of the track would keep the number"
 
 
+def test_listed_taken_out_joined_and_undone(here: Site, work: Work) -> None:
+    project, asking = here.project(CONFIG), room(here)
+    first = filmed(here, project, "gate.mp4", PEOPLE)
+    second = filmed(here, project, "yard.mp4", [2, 3, 4, 5, 6], 3.0)
+    own = submit(here, second, [person(n, 3.0) for n in (2, 3, 4, 5, 6)])
+    match(here, work, asking, project)
+    place = f"/api/global_ids?project={project}"
+    assert asking.get(place, 202)["job"]["kind"] == "list_objects"
+    work(here)
+
+    def listed(query: str = "") -> dict[int, list[tuple[int, str]]]:
+        found = asking.get(place + query)
+        return {item["global_id"]: [(t["task"], t["region"]) for t in item["tracks"]] for item in found["objects"]}
+
+    def give(known: int, number: int | None, tracks: Sequence[dict[str, Any]], status: int = 200) -> Any:
+        seen = [{name: item[name] for name in ("task", "annotation", "region", "digest")} for item in tracks]
+        body = {"project": project, "known": known, "global_id": number, "tracks": seen, "by": "ben"}
+        return asking.post("/api/global_ids/tracks", body, status)
+
+    found = asking.get(place)
+    assert (found["job"], found["total"], found["tasks"], found["of"], found["more"]) == (None, 5, 2, 2, 0)
+    rows = {item["tracks"][0]["region"]: item for item in found["objects"]}
+    (here_two, there_two), (_, there_three) = rows["p2"]["tracks"], rows["p3"]["tracks"]
+    two, three = rows["p2"]["global_id"], rows["p3"]["global_id"]
+    facts = {"task": first, "video": "video", "annotation": None, "first": 1, "last": 100, "start": 0.0, "end": 5.0}
+    assert {name: here_two[name] for name in facts} == facts
+    assert (here_two["by"], here_two["found"], here_two["label"]) == ("anna", True, "person")
+    assert here_two["thumbnail"].startswith("data:image/jpeg;base64,")
+    assert here_two["thumbnail"] != rows["p3"]["tracks"][0]["thumbnail"]
+    (_, copy) = annotations(here, second)
+    assert (there_two["task"], there_two["annotation"]) == (second, copy["id"])
+    assert [*listed("&limit=2&offset=4")] == [5]
+    # Taken out: of the list at once, which is read again meanwhile.
+    out = give(two, None, [there_two])["repair"]
+    assert (out["description"], out["by"], out["count"]) == ("Global id 6.", "ben", 1)
+    assert ids(annotations(here, second)[-1]["result"])["p2"] == 6
+    assert two not in listed()
+    assert "has a track with another global id" in give(two, None, [there_two], 409)["detail"], "somebody was faster"
+    assert "already" in give(6, 6, [there_two], 409)["detail"]
+    # All tracks of an object are given another's id, except in the task where they would be that object twice at once.
+    left = give(three, two, rows["p3"]["tracks"])
+    assert ("visible at once" in left["left_out"][0]["reason"], left["left_out"][0]["task"]) == (True, first)
+    assert left["repair"]["tasks"] == [second]
+    assert listed()[two] == [(first, "p2"), (second, "p3")]
+    (track,) = [t for item in asking.get(place)["objects"] for t in item["tracks"] if t["region"] == "p3"]
+    assert (track["by"], track["found"]) == ("ben", False)
+    stale = give(two, None, [{**there_three, "digest": "0" * 16}], 409)
+    assert "has another track p3" in stale["detail"]
+    asking.post("/api/repairs/undo", {"project": project, "repair": left["repair"]["id"], "by": "ben"})
+    asking.post("/api/repairs/undo", {"project": project, "repair": out["id"], "by": "ben"})
+    assert [item["id"] for item in annotations(here, second)] == [own, copy["id"]]
+    at_once = listed()
+    work(here)
+    assert asking.get(place)["job"] is None
+    assert (
+        listed()
+        == at_once
+        == {item["global_id"]: [(t["task"], t["region"]) for t in item["tracks"]] for item in rows.values()}
+    )
+
+
 def test_without_an_embedder_it_says_so(site: Callable[..., Site], work: Work) -> None:
     here = site(mode="yolo")
     project, asking = here.project(CONFIG), room(here)

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -104,8 +105,9 @@ def site(motion_stack: Stack, tmp_path: Path) -> Site:
         patterns.save_tracks(
             f"{project}-{number}", project, task, 0, place, TrackSet((record,), ("person",), False, 640, 360, 100)
         )
-        crop = CropEmbedding(9, (0, 0, 50, 50), look(1, 50 + number), picture(1))
-        patterns.crop_embeddings(video_key(place)).add(model, [crop])
+        boxes = (0, 0, 50, 50), (64.0 * number + 5.8 * (6 - number), 72, 64.0 * number + 5.8 * (6 - number) + 64, 180)
+        crops = [CropEmbedding(9, box, look(1, 50 + number), picture(1)) for box in boxes]
+        patterns.crop_embeddings(video_key(place)).add(model, crops)
         open_tasks.append(task)
     return Site(motion_stack, project, taught, open_tasks)
 
@@ -212,6 +214,68 @@ def test_chosen_and_ordered(page: Any, site: Site, tmp_path: Path) -> None:
     other.get_by_text("Annotate next").first.wait_for()
     other.screenshot(path=str(tmp_path / "data-manager.png"))
     other.close()
+
+
+def identify(site: Site, task: int, region_id: str, number: int) -> None:
+    """Give a track a global id, as the timeline does."""
+    address = f"{site.stack.backend.url}/api"
+    found = httpx.get(f"{address}/tracks?project={site.project}&task={task}", timeout=SLOW_MS / 1000).json()["videos"][
+        0
+    ]
+    digest = next(item["digest"] for item in found["tracks"] if item["region"] == region_id)
+    body = {"project": site.project, "task": task, "annotation": found["annotation"], "action": "identify"}
+    body |= {"tracks": [{"region": region_id, "digest": digest}], "global_id": number, "by": "anna"}
+    httpx.post(f"{address}/repairs/tracks", json=body, timeout=SLOW_MS / 1000).raise_for_status()
+
+
+def test_objects_are_seen_joined_and_taken_apart(page: Any, site: Site, tmp_path: Path) -> None:
+    first, second, third = site.open_tasks
+    for task, region_id, number in ((first, "r", 1), (second, "r", 1), (third, "r", 2), (site.taught, "r0", 2)):
+        identify(site, task, region_id, number)
+    page.goto(site.step("repair"))
+    page.locator("#show-objects").click()
+    page.locator("#object-1 li:nth-child(2) img").wait_for()
+    page.locator("#object-2 li").nth(1).wait_for()
+    assert faults(page) == []
+    # All of the second one, by the keyboard: they are the first one.
+    page.locator("#id-for-2").fill("1")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "all-2"
+    page.keyboard.press("Enter")
+    page.locator("#object-1 li").nth(3).wait_for()
+    assert page.locator(".object").count() == 1
+    # One of them is somebody else.
+    row = page.locator("#object-1 li", has_text=f"Task {third}")
+    row.get_by_role("checkbox").check()
+    page.locator("#out-1").click()
+    row.wait_for(state="detached")
+    assert page.locator("#object-1 li").count() == 3
+    (prediction,) = site.stack.client().list_predictions(third)
+    assert prediction.result[0]["meta"]["global_id"] == 3
+    page.locator(".decisions button", has_text="Undo").first.click()
+    row.wait_for()
+    row.get_by_role("link").click()
+    page.locator("#repair-tracks [name=tracks]:checked").wait_for()
+    assert page.locator("#repair-tracks [name=tracks]:checked").count() == 1
+    for lang, width in (("en", 1280), ("en", 390), ("ko", 390)):
+        with page.context.browser.new_context(locale=lang, viewport={"width": width, "height": 844}) as other:
+            shown = other.new_page()
+            shown.set_default_timeout(SLOW_MS)
+            shown.goto(f"{site.step('repair')}&objects=1")
+            shown.locator("#object-1 li").nth(3).wait_for()
+            assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            assert faults(shown) == []
+            shown.screenshot(path=str(tmp_path / f"objects-{lang}-{width}.png"), full_page=True)
+    with page.context.browser.new_context(java_script_enabled=False) as plain:
+        still = plain.new_page()
+        still.set_default_timeout(SLOW_MS)
+        still.goto(f"{site.step('repair')}&objects=1")
+        row = still.locator("#object-1 li", has_text=f"Task {first}")
+        row.get_by_role("checkbox").check()
+        with still.expect_navigation():
+            still.locator("#out-1").click()
+        assert still.locator("#object-1 li").count() == 3
 
 
 @pytest.mark.parametrize("lang", ["en", "ko"])

@@ -468,7 +468,7 @@ def test_every_part_is_drawn_where_it_is(hostile: Room) -> None:
     """Also within a form, whose target is inherited."""
     parts = [
         found
-        for step in (*STEPS, "repair&timeline=1", "repair&consensus=1", ACCESS)
+        for step in (*STEPS, "repair&timeline=1", "repair&consensus=1", "repair&objects=1", ACCESS)
         for found in re.findall(r'<div id="part-[^>]*>', page(hostile, f"/?project=7&step={step}"))
     ]
     assert len({found.split('"')[1] for found in parts}) == len(PARTS) - 1, "exemplars are drawn within patterns"

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from ml_backend.jobs.api_queue import objects_name
 from ml_backend.review.kinds import MOMENT_KINDS
 from ml_backend.server.dashboard import texts
 from tests.builders import Outside
 from tests.review.test_region_repairs import LATER, A, B, region
 from tests.server.control import Room
-from tests.server.test_dashboard import BROWSER, SCRIPT, page
+from tests.server.test_dashboard import BROWSER, SCRIPT, kinds, page
 
 STEP = "/?project=7&step=repair"
 REPAIRS = [
@@ -247,6 +248,85 @@ def test_tracks_are_repaired_without_scripts(room: Room, beside: Outside) -> Non
     assert room.client.post(action, data=odd, headers=BROWSER).status_code == 400
     stale = room.client.post(action, data={**odd, "tracks": seen, "global_id": "12"}, headers=BROWSER)
     assert stale.status_code == 409
+
+
+# -- objects of several tracks
+
+OBJECTS = f"{STEP}&objects=1"
+
+
+def listed(number: int, task: int, region_id: str = "a", **facts: Any) -> dict[str, Any]:
+    """A track of an object, as the job publishes it."""
+    place = {"task": task, "video": "video", "file": "film.mp4", "annotation": None, "region": region_id}
+    seen = {"digest": f"{task:016x}", "label": "thing", "first": 11, "last": 40, "start": 0.5, "end": 2.0}
+    return {**place, **seen, "global_id": number, "by": "anna", "found": True, "thumbnail": None, **facts}
+
+
+def publish(room: Room, *tracks: dict[str, Any], **facts: Any) -> None:
+    last, digest = room.services.reviews.store.identity_state(7)
+    read = {"last": last, "digest": digest, "tracks": tracks, "more": 0, "tasks": 9, "of": 12, "skipped": []}
+    room.services.queue.publish(objects_name(7), {**read, **facts})
+
+
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_objects_with_the_most_tracks_first(room: Room, lang: str) -> None:
+    words, headers = texts.load_texts(lang), {"Accept-Language": lang}
+    assert 'href="/?project=7&amp;step=repair&amp;objects=1"' in page(room, STEP)
+    assert "list_objects" not in kinds(room), "nothing is read before somebody asks"
+    assert words["kind_list_objects"] in page(room, OBJECTS, **headers)
+    assert "list_objects" in kinds(room)
+    picture = "data:image/jpeg;base64,QUJD"
+    many = [listed(4, task, f"{SCRIPT} {task}", label=SCRIPT, by=SCRIPT, found=False) for task in (1, 2, 3)]
+    pair = [listed(2, 1, thumbnail=picture), listed(2, 5, "b", by=None, found=False)]
+    publish(room, *pair, *many, listed(9, 6), more=3)
+    text = page(room, OBJECTS, **headers)
+    assert re.findall(r'id="object-(\d+)"', text) == ["4", "2"], "one track is no other's"
+    assert "<script>alert" not in text
+    first, second = html.unescape(text).split('<form class="pattern object"')[1:]
+    assert words["set_by"].format(by=SCRIPT) in first
+    assert picture in second
+    assert words["found_by_looks"] in second
+    assert "0:00.5–0:02.0" in second
+    assert "timeline=5&video=video&frame=11&pick-track=b" in second
+    assert words["objects_more"].split("|")[-1].format(n=3) in html.unescape(text)
+    publish(room, *(listed(number, task) for number in range(1, 13) for task in (number, number + 20)))
+    assert re.findall(r'id="object-(\d+)"', page(room, f"{OBJECTS}&page-objects=2")) == ["11", "12"]
+    assert re.findall(r'id="object-(\d+)"', page(room, f"{OBJECTS}&page-objects=99")) == ["11", "12"]
+    publish(room)
+    assert words["no_objects"] in html.unescape(page(room, OBJECTS, **headers))
+
+
+def test_ids_are_given_without_scripts_as_tracks_were_read_only(room: Room, beside: Outside) -> None:
+    annotate(beside, {"anna@example.org": [{**A, "meta": {"global_id": 2}}, B]})
+    (track,) = room.get("/api/tracks?project=7&task=1")["videos"][0]["tracks"][:1]
+    publish(room, listed(2, 1, annotation=1, digest=track["digest"]), listed(2, 99, "z"))
+    form = page(room, OBJECTS).split('<form class="pattern object"')[1].split("</form>")[0]
+    place = html.unescape(re.findall(r'action="([^"]+)"', form)[0])
+    sent = dict(re.findall(r'<input type="hidden" name="(project|known)" value="(\w+)">', form))
+    every = re.findall(r'name="every" value="([^"]+)"', form)
+
+    def press(name: str, status: int, **fields: Any) -> str:
+        answer = room.client.post(place, data={**sent, "every": every, "action": name, **fields}, headers=BROWSER)
+        text = html.unescape(answer.get_data(as_text=True))
+        assert answer.status_code == status, text
+        assert 'id="part-objects"' in text, "the same page"
+        return text
+
+    assert "No track is selected" in press("out", 400)
+    assert "No global id is given" in press("all", 400)
+    for odd in ("0", "1000000000", "2.5", "x"):
+        press("give", 400, tracks=every[:1], global_id=odd)
+    for odd in ("", "1", "1 1 x a", "0 1 0000000000000000 a", "1 -1 0000000000000000 a"):
+        press("out", 400, tracks=odd)
+    assert "has another track" in press("out", 409, tracks=f"1 1 {'0' * 16} a")
+    assert "has a track with another global id" in press("out", 409, tracks=every[:1], known="3")
+    beside.answer("/api/tasks/1/annotations/", 201, b'{"id": 55}', content_type="application/json")
+    text = press("all", 200, global_id="7")
+    assert "1 task was left out" in text
+    assert "Global id 7." in text.split("Last decisions")[1]
+    assert 'id="object-2"' not in text
+    (action,) = room.services.audit.find(7, 5, 0)[0]
+    assert action["action"] == "identify_tracks"
 
 
 def test_moments_like_the_one_that_was_accepted_last_are_offered(room: Room) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +21,7 @@ from ml_backend.review.repair_json import (
     ACCEPT,
     CONSENSUS,
     DISMISS,
+    FOUND,
     IDENTIFY,
     REJECT,
     SKIP,
@@ -96,14 +97,16 @@ class TaskIds:
 
     Attributes:
         annotation_id: that the tracks are of; 0: a prediction.
-        tracks: digest by region id, as they were compared.
+        tracks: digest by region id, as they were read.
         ids: global id by region id.
+        known: the global id that they had as they were read; ``None``: none, a search has found them.
     """
 
     task_id: int
     annotation_id: int
     tracks: Mapping[str, str]
     ids: Mapping[str, int]
+    known: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,18 +259,18 @@ class Reviews:
 
     def identify(
         self, project_id: int, found: Sequence[TaskIds], by: str
-    ) -> tuple[dict[int, int], list[tuple[int, str]]]:
-        """Give tracks of several tasks global ids, except those that have got one meanwhile.
+    ) -> tuple[dict[int, list[int]], list[tuple[int, str]]]:
+        """Give tracks of several tasks global ids, except those that have got another one meanwhile.
 
         What :data:`MAX_SIMILAR` tasks get is undone at once.
 
         Returns:
-            The number of tracks by task; tasks that were left out, each with a reason.
+            The decisions' ids, one for each track, by task; tasks that were left out, each with a reason.
 
         Raises:
             LabelStudioUnavailable: Label Studio does not answer; the changes before are kept.
         """
-        done: dict[int, int] = {}
+        done: dict[int, list[int]] = {}
         left_out: list[tuple[int, str]] = []
         first = 0
         for item in found:
@@ -278,18 +281,46 @@ class Reviews:
                 try:
                     task = self._task(project_id, item.task_id)
                     submission = self._submission(task, {**row, "regions": item.tracks})
-                    given = {str(region.get("id")) for region in submission.result if submission.global_id(region)}
-                    ids = {name: number for name, number in item.ids.items() if name not in given}
-                    facts = {"moment_id": "", "action": IDENTIFY, "by": by}
+                    now = {str(region.get("id")): submission.global_id(region) for region in submission.result}
+                    ids = {name: number for name, number in item.ids.items() if now[name] == item.known}
+                    if item.known and len(ids) < len(item.ids):
+                        self._changed(row, "has a track with another global id")
+                    facts = {"moment_id": "", "action": IDENTIFY, "by": by, "signature": "" if item.known else FOUND}
                     repairs = [(repair, facts) for repair in _identifying(submission, ids)]
                     if repairs:
                         numbers = self._carry_out(project_id, task, submission, repairs, first)
-                        first, done[item.task_id] = first or numbers[0], len(numbers)
+                        first, done[item.task_id] = first or numbers[0], numbers
                 except LabelStudioUnavailable:
                     raise
                 except (LabelStudioError, Conflict, ConfigError) as error:
                     left_out.append((item.task_id, str(error)))
         return done, left_out
+
+    def give_id(
+        self, project_id: int, chosen: Sequence[TaskIds], number: int | None, by: str
+    ) -> tuple[Row, list[tuple[int, str]]]:
+        """Give tracks of an object another global id, those of a task all or none; return the first decision as stored.
+
+        Args:
+            chosen: without ids; of :data:`MAX_SIMILAR` tasks at most, others are left out.
+            number: ``None``: one that no object has.
+
+        Returns:
+            The first decision, with which the others are undone; tasks that were left out, each with a reason.
+
+        Raises:
+            Conflict: no track was given the id.
+            LabelStudioUnavailable: Label Studio does not answer; the changes before are kept.
+        """
+        number = number or self.store.largest_global_id(project_id) + 1
+        wanted = [replace(item, ids=dict.fromkeys(item.tracks, number)) for item in chosen]
+        done, left_out = self.identify(project_id, wanted[:MAX_SIMILAR], by)
+        many = f"More than {MAX_SIMILAR} tasks were chosen."
+        left_out += [(item.task_id, many) for item in wanted[MAX_SIMILAR:]]
+        if not done:
+            reason = left_out[0][1] if left_out else f"The tracks have the global id {number} already."
+            raise Conflict(reason, "Choose other tracks, or another id.")
+        return self._found(project_id, min(min(numbers) for numbers in done.values())), left_out
 
     def tracks(self, project_id: int, task_id: int) -> list[VideoTracks]:
         """Return the tracks of a task's videos: those of the annotation that counts, or else of the prediction.

@@ -30,6 +30,7 @@ from ml_backend.jobs.api_queue import (
     agreement_name,
     data_url,
     next_name,
+    objects_name,
     patterns_name,
     similar_name,
     stats_name,
@@ -65,6 +66,8 @@ _PACKAGES = ("torch", "ultralytics", "transformers", "label-studio-sdk", "flask"
 _package_version = cache(metadata.version)
 #: Seconds for which statistics are cached.
 STATS_S = 60.0
+#: Seconds for which a list of objects is cached: people may edit tracks in Label Studio.
+OBJECTS_S = 600.0
 #: Seconds for which jobs and system state are cached: every open page polls them every two seconds.
 CACHE_S = 1.0
 #: Apps per process whose state is cached; tests create several.
@@ -940,6 +943,63 @@ def match_objects(body: requests.MatchObjects) -> responses.JobAnswer:
     annotation gets another version.
     """
     return requested(services().api_queue.match_objects(body.project, _by(body.by)))
+
+
+@route("GET", "/global_ids", "Review", 200, 202, starts_job=True)
+def objects(query: requests.ListObjects) -> tuple[responses.ObjectList, int]:
+    """List objects that several tracks show.
+
+    Global ids that more than one track has, those with the most tracks first. A job reads the tasks, 200 at most; what
+    people have decided since it began counts at once.
+    """
+    container, project = services(), query.project
+    store = container.reviews.store
+    created_at, result, job = _job_result(
+        objects_name(project),
+        lambda: container.api_queue.objects(project),
+        digest=store.identity_state(project)[1],
+        max_age_s=OBJECTS_S,
+        refresh=query.fresh,
+    )
+    tracks = {(item["task"], item["region"]): item for item in result.get("tracks", [])}
+    for row in store.identified(project, result["last"]) if tracks else []:
+        if item := tracks.get((row["task_id"], row["region"])):
+            item |= {"global_id": row["global_id"], "by": row["by"], "found": bool(row["found"])}
+    by_id: dict[int, list[Any]] = {}
+    for item in tracks.values():
+        by_id.setdefault(item["global_id"], []).append(item)
+    several = sorted((item for item in by_id.items() if len(item[1]) > 1), key=lambda item: (-len(item[1]), item[0]))
+    return {
+        "project": project,
+        "read_at": _iso(created_at),
+        "objects": [
+            {"global_id": number, "tracks": sorted(found, key=lambda item: (item["task"], item["first"]))}
+            for number, found in several[query.offset : query.offset + query.limit]
+        ],
+        "total": len(several),
+        "more": result.get("more", 0),
+        "tasks": result.get("tasks", 0),
+        "of": result.get("of", 0),
+        "skipped": result.get("skipped", []),
+        "job": job,
+    }, 200 if created_at else 202
+
+
+@route("POST", "/global_ids/tracks", "Review", errors=(409,), role="annotator")
+def identify_tracks(body: requests.IdentifyTracks) -> responses.TracksIdentified:
+    """Give tracks of an object another global id.
+
+    One that no other track has, which takes them out of the object, or that of another object, which they join; of 50
+    tasks at most. It is written as a repair is: those of a task all or none, and all are undone at once. Tasks whose
+    tracks have changed since they were read, or have another id, are left out and named; 409 is returned if all were.
+    """
+    tasks: dict[tuple[int, int], dict[str, str]] = {}
+    for track in body.tracks:
+        tasks.setdefault((track.task, track.annotation or 0), {})[track.region] = track.digest
+    chosen = [reviews.TaskIds(*place, tracks, {}, body.known) for place, tracks in tasks.items()]
+    decision, left_out = services().reviews.give_id(body.project, chosen, body.global_id, _by(body.by))
+    named = [responses.TaskLeftOut(task=task, reason=reason) for task, reason in left_out]
+    return {"repair": _decision(decision), "left_out": named}
 
 
 @route("GET", "/review/similar", "Review", errors=(404, 409))

@@ -98,6 +98,10 @@ FrameNumber = Annotated[int, Field(ge=1, lt=1 << 31, description="A frame, as La
 PersonName = Annotated[
     str, Field(min_length=1, max_length=100, pattern=_NO_NUL, description="Who; by default the user of Basic auth.")
 ]
+AnnotationId = Annotated[
+    int, Field(ge=1, lt=1 << 31, description="That the tracks are of; null: of a prediction."), _Whole
+]
+GlobalId = Annotated[int, Field(ge=1, le=999_999_999, examples=[12]), _Whole]
 ReviewAction = Literal["accept", "split", "join", "swap", "relabel", "end", "delete", "dismiss", "skip"]
 ManualAction = Literal["split", "join", "swap", "relabel", "identify", "end", "delete"]
 BulkChoice = Literal["label", "reject", "open"]
@@ -430,9 +434,7 @@ class RepairTracks(OfProject):
     """A repair of tracks by hand."""
 
     task: TaskId
-    annotation: Annotated[
-        int | None, Field(ge=1, lt=1 << 31, description="That the tracks are of; null: of a prediction."), _Whole
-    ] = None
+    annotation: AnnotationId | None = None
     tracks: Annotated[
         list[SeenTrack],
         Field(
@@ -452,15 +454,41 @@ class RepairTracks(OfProject):
     frame: FrameNumber | None = None
     label: Annotated[LabelName | None, Field(description="Of relabel.")] = None
     global_id: Annotated[
-        int | None,
+        GlobalId | None,
         Field(
-            ge=1,
-            le=999_999_999,
             description="Of identify: all tracks of the project that have it show one object; null: one that no other "
-            "track has.",
+            "track has."
         ),
-        _Whole,
     ] = None
+    by: PersonName | None = None
+
+
+class ListObjects(OfProject):
+    """Selects objects that several tracks show."""
+
+    limit: Annotated[int, Field(ge=1, le=200, description="Maximum number of results.")] = 20
+    offset: Annotated[int, Field(ge=0, lt=1 << 31, description="Number of results to leave out.")] = 0
+    fresh: Annotated[bool, Field(description="Read the tasks again.")] = False
+
+
+class IdentifiedTrack(SeenTrack):
+    """A track of any task as it was read."""
+
+    task: TaskId
+    annotation: AnnotationId | None = None
+
+
+class IdentifyTracks(OfProject):
+    """Another global id for tracks of an object."""
+
+    known: Annotated[GlobalId, Field(description="The global id that the tracks had as they were read.")]
+    global_id: Annotated[
+        GlobalId | None, Field(description="Of the object that they show; null: one that no other track has.")
+    ] = None
+    tracks: Annotated[
+        list[IdentifiedTrack],
+        Field(min_length=1, max_length=500, examples=[[{"task": 1, "region": "aB3dE6gH9k", "digest": "0" * 16}]]),
+    ]
     by: PersonName | None = None
 
 

@@ -514,6 +514,61 @@ class SimilarAccepted(Answer):
     left_out: list[LeftOut]
 
 
+class ObjectTrack(Answer):
+    """A track of an object."""
+
+    task: int
+    video: Annotated[str, Field(description="Name of the video's control in the label config.")]
+    file: str
+    annotation: Annotated[int | None, Field(description="That the track is of; null: of a prediction.")]
+    region: Annotated[str, Field(description="Id of the region.")]
+    digest: Annotated[str, Field(description="Changes with the track; who gives it another id names it.")]
+    label: Annotated[str, Field(description="Empty without one.")]
+    first: Annotated[int, Field(description="First frame on which it is visible, from 1.")]
+    last: int
+    start: Annotated[float, Field(description="Of the first frame, in seconds.")]
+    end: float
+    global_id: int
+    by: Annotated[str | None, Field(description="Who set the id, or had it searched for; null: not known.")]
+    found: Annotated[bool, Field(description="Whether a search set it.")]
+    thumbnail: Annotated[str | None, Field(description="A data URL; null: no crop of the track is stored.")]
+
+
+class SeveralTracks(Answer):
+    """An object that several tracks show."""
+
+    global_id: int
+    tracks: Annotated[list[ObjectTrack], Field(description="By task and first frame.")]
+
+
+class ObjectList(Answer):
+    """Objects that several tracks show, those with the most tracks first."""
+
+    project: int
+    read_at: Annotated[Iso | None, Field(description="null until the job has finished.")]
+    objects: list[SeveralTracks]
+    total: int
+    more: Annotated[int, Field(description="Number of tracks that are not listed, beyond 500.")]
+    tasks: Annotated[int, Field(description="Number of tasks that were read, those with global ids first.")]
+    of: Annotated[int, Field(description="Number of tasks with annotations or predictions.")]
+    skipped: Annotated[list[str], Field(description="Tasks that could not be read, and why.")]
+    job: Annotated[Job | None, Field(description="Reads the tasks; null once it has finished.")]
+
+
+class TaskLeftOut(Answer):
+    """A task whose tracks keep their global id."""
+
+    task: int
+    reason: str
+
+
+class TracksIdentified(Answer):
+    """What was done with tracks of an object."""
+
+    repair: Annotated[Repair, Field(description="The first one; undoing it undoes all.")]
+    left_out: list[TaskLeftOut]
+
+
 class ItemOutcome(Answer):
     """What became of one of several tracks."""
 

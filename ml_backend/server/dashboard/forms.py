@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from flask import request
 from pydantic import Field, model_validator
@@ -75,6 +75,35 @@ class _ActOnExemplars(requests.ActOnExemplars):
         return _read_action(fields)
 
 
+class _IdentifyTracks(requests.IdentifyTracks):
+    """A track is its task, annotation (0: none), digest and region in one field; ``every``: the object's.
+
+    The button says which tracks: those that are ticked, which get the number or with ``out`` one of their own, or
+    ``all``.
+    """
+
+    action: Literal["give", "all", "out"]
+    tracks: Annotated[list[requests.IdentifiedTrack], Field(max_length=500)] = []  # noqa: RUF012 -- Pydantic copies it
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        names, action = ("task", "annotation", "digest", "region"), fields.get("action")
+        every = fields.pop("every", ())
+        chosen = every if action == "all" else fields.get("tracks", ())
+        tracks = [dict(zip(names, text.split(" ", 3), strict=False)) for text in chosen]
+        tracks = [{**track, "annotation": None} if track.get("annotation") == "0" else track for track in tracks]
+        return {**fields, "tracks": tracks} | ({"global_id": None} if action == "out" else {})
+
+
+def _identify_tracks(body: _IdentifyTracks) -> responses.TracksIdentified:
+    if not body.tracks:
+        raise Invalid("No track is selected.", "Select tracks of the object.")
+    if body.action != "out" and body.global_id is None:
+        raise Invalid("No global id is given.", "Type the number of the object that the tracks show.")
+    return handlers.identify_tracks(body)
+
+
 def _act_on_similar(body: _ActOnSimilar) -> responses.BulkDone:
     if not body.tracks:
         raise Invalid("No track is selected.", "Select tracks in the list.")
@@ -137,6 +166,7 @@ ACTIONS: Mapping[str, Callable[..., Any]] = {
     "write_consensus": handlers.write_consensus,
     "order_tasks": handlers.order_tasks,
     "match_objects": handlers.match_objects,
+    "identify_tracks": _identify_tracks,
     "act_on_similar": _act_on_similar,
     "act_on_exemplars": _act_on_exemplars,
     "upload": uploads.upload_videos,
@@ -153,6 +183,7 @@ _ROLES_OF: Mapping[str, Callable[..., Any]] = {
     "delete_file": handlers.delete_file,
     "repair_tracks": handlers.repair_tracks,
     "act_on_similar": handlers.act_on_similar,
+    "identify_tracks": handlers.identify_tracks,
     "act_on_exemplars": handlers.act_on_exemplars,
     "upload": uploads.upload_video,
 }
@@ -196,7 +227,7 @@ def _parse_form(model: type[requests.RequestModel]) -> Any:
     """Parse the form as a request body; empty fields are dropped."""
     fields = {name: [value for value in values if value] for name, values in request.form.lists()}
     body = {
-        name: values if name in ("tasks", "tracks", "exemplars") else values[-1]
+        name: values if name in ("tasks", "tracks", "every", "exemplars") else values[-1]
         for name, values in fields.items()
         if values
     }

@@ -26,6 +26,7 @@ _MAX_REQUESTED, _MAX_DISMISSED = 50, 100
 #: Kinds of jobs that a part of the page starts, which shows their errors itself.
 _OF_PARTS = (
     *("count_statistics", "describe_patterns", "find_similar", "search_text", "choose_next", "measure_agreement"),
+    "list_objects",
 )
 _KEY, _AT = re.compile(r"[0-9a-f]{12}"), re.compile(r"[0-9]{1,14}")
 

@@ -43,6 +43,8 @@ FEW, MANY = 6, 60
 #: Labels with thumbnails at first; others on request.
 LABELS_WITH_THUMBNAILS = 8
 SIMILAR_TRACKS = 24
+#: Objects per page, each with all of its tracks.
+OBJECTS = 10
 #: Versions are large: those of a long-lived project would be megabytes.
 VERSIONS = 20
 #: Notices at a time; dismissing one shows the next.
@@ -73,7 +75,7 @@ STEP_OF = {
 #: Tracks of a timeline that are shown, and the parameters of its page.
 TRACKS = 300
 TIMELINE_VALUES = (
-    *("timeline", "video", "frame", "moment", "pick-label"),
+    *("timeline", "video", "frame", "moment", "pick-label", "pick-track"),
     *(f"{name}-{end}" for name in ("score", "frames", "area") for end in ("from", "to")),
 )
 LIVE = ("running", "cancelling", "queued", "waiting")
@@ -404,6 +406,8 @@ def _chosen_tracks(state: PageState, rows: Sequence[responses.TimelineTrack]) ->
     conditions: list[Callable[[responses.TimelineTrack], bool]] = []
     if label := state.values.get("pick-label", ""):
         conditions.append(lambda row: row["label"] == label[1:])  # which may be empty
+    if region := state.values.get("pick-track", ""):
+        conditions.append(lambda row: row["region"] == region)
     for name, unit in (("score", 0.01), ("frames", 1.0), ("area", 0.01)):
         low, high = (_decimal(state.values.get(f"{name}-{end}", "")) for end in ("from", "to"))
         if low is not None or high is not None:
@@ -435,6 +439,20 @@ def _next(state: PageState) -> Context:
         )
     found, _ = handlers.next_segments(query)
     return {"found": found, **chosen}
+
+
+def _objects(state: PageState) -> Context:
+    project, number = _project(state), state.number("page-objects")
+    query = requests.ListObjects(
+        project=project, limit=OBJECTS, offset=OBJECTS * (number - 1), fresh=state.values.get("fresh") == "1"
+    )
+    found, _ = handlers.objects(query)
+    if number > 1 and not found["objects"]:  # others have taken tracks out since
+        number = max(-(-found["total"] // OBJECTS), 1)
+        found, _ = handlers.objects(query.model_copy(update={"offset": OBJECTS * (number - 1), "fresh": False}))
+    decisions = handlers.repairs(requests.ListRepairs(project=project, limit=DECISIONS))["repairs"]
+    pages = max(-(-found["total"] // OBJECTS), 1)
+    return {"found": found, "page": number, "pages": pages, "decisions": decisions}
 
 
 def _agreement(state: PageState) -> Context:
@@ -561,6 +579,7 @@ PARTS: Mapping[str, PagePart] = {
     "renders": PagePart(_renders, ("import_video", "version")),
     "files": PagePart(_files, ("files",)),
     "agreement": PagePart(_agreement, ("measure_agreement",), starts_job=True),
+    "objects": PagePart(_objects, ("list_objects", "match_objects", "moments"), starts_job=True),
     "consensus": PagePart(_consensus, ("moments",)),
     "next": PagePart(_next, ("choose_next",), starts_job=True),
     "moments": PagePart(_moments, ("moments",), starts_job=True),
