@@ -186,6 +186,9 @@ def test_a_phrase_becomes_the_description_of_a_label(site: Make) -> None:
     problem = room.post("/api/prompts", body, 409)
     assert "changed meanwhile" in problem["detail"]
     assert room.post("/api/prompts", {**body, "config": config_digest(second)}) == {**told, "changed": False}
+    spaced = {"project": project, "label": " vest ", "phrase": "bright jacket"}
+    assert room.post("/api/prompts", spaced) == {**told, "changed": False}
+    assert "not blank" in room.post("/api/prompts", {**spaced, "label": " "}, 422)["hint"]
     form = {"project": str(project), "label": "thing", "phrase": "box"}
     for words in ("“thing” is described by: box", "“thing” already has this description."):
         said = room.client.post("/ui/do/add_prompt", data=form, headers={"HX-Request": "true"}).get_data(as_text=True)

@@ -15,6 +15,7 @@ def add_prompts(
     """Add descriptions to a label of a project; return the label, and whether the label config was changed.
 
     Args:
+        label: its name; spaces around it do not count.
         seen: digest of the label config that the person has seen.
 
     Raises:
@@ -26,8 +27,9 @@ def add_prompts(
     if seen not in (None, config_digest(before)):
         raise Conflict("The label config was changed meanwhile.", "Reload the page, look at the labels, and try again.")
     after = with_prompts(before, label, prompts)
-    controls = parse_label_config(after).video_controls
-    spec = next(spec for control in controls for spec in control.labels if spec.value == label)
+    config = parse_label_config(after)
+    value = config.meant_label(label)
+    spec = next(spec for control in config.video_controls for spec in control.labels if spec.value == value)
     changed = after != before
     if changed:
         client.set_label_config(project_id, after)
