@@ -563,7 +563,8 @@ class Reviews:
         """Show some tasks in a tab of Label Studio's Data Manager, instead of those before; return the tab's id."""
         facts = {"filter": "filter:tasks:id", "operator": "equal", "type": "Number"}
         chosen = [{**facts, "value": task_id} for task_id in sorted(task_ids)]
-        return self._client.put_tab(project_id, CHOSEN_TAB, chosen, conjunction="or")
+        with self._container.queue.project_lock(project_id):
+            return self._client.put_tab(project_id, CHOSEN_TAB, chosen, conjunction="or")
 
     def _relabel_task(
         self,
