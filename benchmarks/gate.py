@@ -187,21 +187,23 @@ def spoil(
 ) -> Mapping[Path, Sequence[Track]]:
     """Return annotations that are spoiled in one of the ways of :data:`SPOILED`.
 
-    ``shifted``: random boxes lie half their size beside the object. ``swapped``: two labels are exchanged. ``left
-    out``: one of the labels is annotated on one clip only. ``one video`` changes nothing: there is only one.
+    ``shifted``: random boxes lie half their size beside the object. ``swapped``: two labels are exchanged; where only
+    one is annotated, it becomes another. ``left out``: one of the labels is annotated on one clip only. ``one video``
+    changes nothing: there is only one. Where nothing is annotated, nothing is spoiled.
     """
     if how == "shifted":
         return {clip: [shift_boxes(track, rng) for track in tracks] for clip, tracks in annotated.items()}
     counts = Counter(str(track.label) for tracks in annotated.values() for track in tracks)
+    present = [label for label in LABELS if counts[label]]
     if how == "swapped":
-        one, other = rng.permutation([label for label in LABELS if counts[label]])[:2]
-        names = {one: str(other), other: str(one)}
+        one, other = [*map(str, rng.permutation(present)), *(label for label in LABELS if not counts[label])][:2]
+        names = {one: other, other: one}
         return {
             clip: [replace(track, label=names.get(str(track.label), track.label)) for track in tracks]
             for clip, tracks in annotated.items()
         }
-    if how == "left out":
-        label = rng.choice([label for label in LABELS if counts[label]])
+    if how == "left out" and present:
+        label = rng.choice(present)
         kept = next(clip for clip, tracks in annotated.items() if any(track.label == label for track in tracks))
         return {
             clip: [track for track in tracks if clip == kept or track.label != label]

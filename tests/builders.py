@@ -238,7 +238,7 @@ def outside(host: str = "127.0.0.1") -> Iterator[Outside]:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # clients may go away as they like
                 site.serve(self)
 
-        do_HEAD = do_POST = do_GET
+        do_HEAD = do_POST = do_PATCH = do_GET
 
         def log_message(self, *args: Any) -> None:
             pass

@@ -186,6 +186,20 @@ def test_annotations_are_spoiled_as_is_said() -> None:
     assert labels(spoiled("left out")) in [[["person", "bus"], [label]] for label in ("person", "bus")]
 
 
+def test_annotations_of_few_labels_are_spoiled_too() -> None:
+    one = {Path("one.mp4"): [made_track(1, "bus")], Path("other.mp4"): [made_track(2, "bus")]}
+    none: dict[Path, list[Track]] = {clip: [] for clip in one}
+
+    def labels(right: dict[Path, list[Track]], how: str) -> list[list[str | None]]:
+        return [
+            [track.label for track in tracks] for tracks in gate.spoil(right, how, np.random.default_rng(0)).values()
+        ]
+
+    assert labels(one, "swapped") == [["person"], ["person"]]
+    assert labels(one, "left out") == [["bus"], []]
+    assert [labels(none, how) for how in gate.SPOILED] == [[[], []]] * len(gate.SPOILED)
+
+
 def test_decisions_of_the_gate_are_counted_and_kept(tmp_path: Path) -> None:
     facts: dict[str, Any] = {
         "reason": "",

@@ -160,7 +160,8 @@ def export_dataset(
         )
     if options.needs_masks and segmenter is None:
         raise ConfigError("This export needs masks, and there is no model that makes them.", "Set SEGMENTER.")
-    plan, labels = plan_videos(reader, options.sampling, format_class.whole_videos, frame_selector)
+    unique_ids = options.global_ids and format_class.unique_ids
+    plan, labels = plan_videos(reader, options.sampling, format_class.whole_videos, frame_selector, unique_ids)
     if not plan:
         raise ConfigError(
             "Nothing has been annotated." if not reader.skipped else "No task has a video.",
@@ -227,7 +228,8 @@ class DatasetVideo:
         by: how frames are split.
         same_as: name of the first entry with the same video, which seeds random choices.
         shared: whether other entries have the same video. A frame has the same split in all of them.
-        first_id: numbers after it, as many as the entry has regions, are no global ids, nor other entries'.
+        first_id: numbers after it, as many as the entry has regions, are no global ids, nor other entries'; 0 where
+            objects need no such numbers.
     """
 
     name: str
@@ -244,13 +246,18 @@ class DatasetVideo:
 
 
 def plan_videos(
-    reader: AnnotationReader, sampling: Sampling, whole_videos: bool, frame_selector: FrameSelector | None = None
+    reader: AnnotationReader,
+    sampling: Sampling,
+    whole_videos: bool,
+    frame_selector: FrameSelector | None = None,
+    unique_ids: bool = False,
 ) -> tuple[list[DatasetVideo], tuple[str, ...]]:
     """Return all videos in the reader's order, and all labels: those of the config, then others as they appear.
 
     Args:
         whole_videos: whether the format cannot split a video.
         frame_selector: assigns a split to each frame.
+        unique_ids: whether objects without a global id are numbered after all global ids.
     """
     names, labels = UniqueNames(), dict[str, None]()
     if reader.config:
@@ -266,7 +273,7 @@ def plan_videos(
         key = _video_key(task_video, reader.url) or f"only {taken[-1]}"
         same_as.append(first_names.setdefault(key, taken[-1]))
         labels.update(dict.fromkeys(task_video.labels))
-        regions = task_video.regions
+        regions = task_video.regions if unique_ids else ()
         sizes.append(len(regions))
         largest = max([largest, *(task_video.submission.global_id(region) or 0 for region in regions)])
     videos = list(first_names.values())
@@ -364,7 +371,11 @@ class _ExportRun:
                 "split": None if self.frame_selector else planned.rule,
                 **({"picker": self.frame_selector.inputs(video)} if self.frame_selector else {}),
                 **({"segmenter": self.segmenter.model_id} if self.segmenter else {}),
-                **({"first_id": planned.first_id} if self.options.global_ids else {}),
+                **(
+                    {"first_id": planned.first_id, "global_ids": [item.global_id for item in objects]}
+                    if self.options.global_ids
+                    else {}
+                ),
             }
             record = {"made_from": inputs, "part": _task_video_fingerprint(task_video)}
             previous = self.state.read(planned.name)

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -510,21 +510,29 @@ class JobQueue:
             with self.guard():
                 self.connection.sadd(targets_key(key), *task_ids)
 
-    @contextmanager
-    def task_lock(self, purpose: str, task_id: int) -> Iterator[None]:
+    def task_lock(self, purpose: str, task_id: int) -> AbstractContextManager[None]:
         """Hold a lock, so that one process at a time works on a task for a purpose.
 
         Args:
             purpose: ``learn`` (read its annotation and store exemplars) or ``deliver`` (compare its predictions and add
                 one).
         """
+        return self._lock(f"video:{purpose}:{task_id}", f"Task {task_id}")
+
+    def project_lock(self, project_id: int) -> AbstractContextManager[None]:
+        """Hold a lock, so that one process at a time reads a project's settings in Label Studio and changes them."""
+        return self._lock(f"video:settings:{project_id}", f"Project {project_id}")
+
+    @contextmanager
+    def _lock(self, name: str, what: str) -> Iterator[None]:
         from redis.exceptions import RedisError
 
-        name = f"video:{purpose}:{task_id}"
         with self.guard():
             lock = self.connection.lock(name, timeout=LOCK_S, blocking_timeout=LOCK_S + 10)
             if not lock.acquire():
-                raise QueueUnavailable(f"Task {task_id} is locked by another worker.", "Wait: the job is retried.")
+                raise QueueUnavailable(
+                    f"{what} is locked by another process.", "Try again in a minute; jobs are retried by themselves."
+                )
         try:
             yield
         finally:

@@ -392,9 +392,9 @@ class TrainingRun:
             version = self._registry.advance(version, history=[], lineage={**version.lineage, "checkpoint": {}})
         start = self._start_checkpoint(version)
         replay = self._replay(reader)
-        found = labels_found_by_text(self._container.projects.patterns, self._project, data.annotations)
-        labels = ", ".join(sorted(found & set(data.trained_classes)))
-        by_text = (f"The text detector had found objects of: {labels}.",) if labels else ()
+        patterns, classes = self._container.projects.patterns, data.trained_classes
+        found = labels_found_by_text(patterns, self._project, data.annotations, classes)
+        by_text = (f"The text detector had found objects of: {', '.join(sorted(found))}.",) if found else ()
         data = dataclasses.replace(data, notes=(*data.notes, *replay.notes, *by_text))
         version = self._registry.advance(
             version,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ml_backend.training.registry import MEASURED, Version
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ml_backend.core.settings import Settings
     from ml_backend.labeling.few_shot.pattern_store import PatternStore
     from ml_backend.training.review_store import AnnotatedTask
+
+#: Tasks whose tracks are read to tell which labels came from text: a note is not worth reading those of thousands.
+MAX_SEARCHED = 100
 
 
 def changed_since(tasks: Mapping[int, AnnotatedTask], last: Version | None) -> list[AnnotatedTask]:
@@ -42,15 +45,21 @@ def is_unchanged_since(tasks: Mapping[int, AnnotatedTask], settings_digest: str,
     )
 
 
-def labels_found_by_text(store: PatternStore, project_id: int, task_ids: Iterable[int]) -> set[str]:
-    """Return the labels of tracks that a search by text has found in the videos of tasks."""
-    return {
-        track.top_class
-        for task_id in task_ids
-        for stored in store.tracks_of_project(project_id, task_id=task_id)
-        for track in stored.tracks.tracks
-        if stored.tracks.is_found_by_text(track)
-    }
+def labels_found_by_text(
+    store: PatternStore, project_id: int, task_ids: Iterable[int], labels: Collection[str]
+) -> set[str]:
+    """Return those of some labels whose tracks a search by text has found in the videos of tasks.
+
+    Reads the newest :data:`MAX_SEARCHED` tasks at most, and stops once all labels are found.
+    """
+    found: set[str] = set()
+    for task_id in sorted(task_ids, reverse=True)[:MAX_SEARCHED]:
+        if found >= set(labels):
+            break
+        for stored in store.tracks_of_project(project_id, task_id=task_id):
+            by_text = filter(stored.tracks.is_found_by_text, stored.tracks.tracks)
+            found |= {track.top_class for track in by_text} & set(labels)
+    return found
 
 
 def training_settings_digest(settings: Settings, base_sha256: str | None) -> str:

@@ -141,6 +141,15 @@ class LabelConfig:
         """All label names, each once, in order."""
         return tuple(dict.fromkeys(label.value for control in self.video_controls for label in control.labels))
 
+    def meant_label(self, name: str) -> str:
+        """Return the label that a typed name means; without one, the name as a new label has it.
+
+        Label Studio compares names as they are written, so that a space too many makes another label.
+        """
+        if name in self.labels:
+            return name
+        return next((label for label in self.labels if label.strip() == name.strip()), name.strip())
+
 
 def lookup(data: Any, path: str) -> Any:
     """Return ``data["a"]["b"][0]`` for ``"a.b[0]"``; a key equal to ``path`` takes precedence; ``None`` if missing."""
@@ -314,7 +323,7 @@ def with_prompts(xml: str, label: str, prompts: Sequence[str]) -> str:
 
     Args:
         xml: as for :func:`parse_label_config`.
-        label: a new one is added to the first video's labels.
+        label: see :meth:`LabelConfig.meant_label`; a new one is added to the first video's labels.
 
     Raises:
         ConfigError: see :func:`parse_label_config`; a description has characters that XML cannot hold, the label
@@ -322,7 +331,8 @@ def with_prompts(xml: str, label: str, prompts: Sequence[str]) -> str:
     """
     from xml.parsers import expat  # which a start does not need
 
-    controls = parse_label_config(xml).video_controls
+    config = parse_label_config(xml)
+    controls, label = config.video_controls, config.meant_label(label)
     videos = {"", *(control.to_name for control in controls)}
     text = xml.strip().encode()
     found: list[tuple[int, dict[str, str]]] = []
@@ -360,8 +370,8 @@ def with_prompts(xml: str, label: str, prompts: Sequence[str]) -> str:
     changed = xml.replace(xml.strip(), text.decode())  # with the white space around it
     if label not in parse_label_config(changed).labels:
         raise ConfigError(
-            f"The label config cannot be given a label {label}.",
-            "Choose a name that does not begin with a dollar sign, or write it into the project's settings.",
+            f"The label config cannot be given a label {label!r}.",
+            "Choose a name that is not blank and begins with no dollar sign, or write it into the project's settings.",
         )
     return changed
 

@@ -296,6 +296,11 @@ class MomentStore:
             own = repairs.c.annotation_id == annotation_id
             connection.execute(sa.update(repairs).where(own).values(written=digest))
 
+    def note_before(self, repair_id: int, before: Sequence[Mapping[str, Any]]) -> None:
+        """Store the regions that undoing a repair puts back."""
+        with self._storage.write() as connection:
+            connection.execute(sa.update(repairs).where(repairs.c.id == repair_id).values(before=before))
+
     def undo(self, repair_ids: Sequence[int], by: str) -> None:
         with self._storage.write() as connection:
             values = {"undone_by": by, "undone_at": datetime.now(timezone.utc)}

@@ -11,7 +11,7 @@ import yaml
 
 from ml_backend.core.errors import ConfigError
 from ml_backend.datasets.annotation_reader import AnnotationReader
-from ml_backend.datasets.exporter import DatasetOptions, DatasetResult, export_dataset
+from ml_backend.datasets.exporter import DatasetOptions, DatasetResult, export_dataset, plan_videos
 from ml_backend.datasets.formats.annotations_json import export_annotations
 from ml_backend.datasets.formats.coco import read_coco
 from ml_backend.datasets.formats.cvat import read_cvat
@@ -248,3 +248,33 @@ def test_global_ids_are_exported_on_request(tmp_path: Path) -> None:
     assert not any("global_id" in row for row in json.loads((tmp_path / "rows.json").read_text()))
     with pytest.raises(ConfigError, match="no global ids"):
         export_dataset(source, tmp_path / "yolo", DatasetOptions("yolo", global_ids=True))
+
+
+def test_global_ids_of_one_task_do_not_depend_on_other_tasks(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_video(tmp_path / f"{name}.mp4", frames=10)
+    lost = {"id": 9, "model_version": "yolo.base", "result": [known(40, "r2")]}
+    tasks = [
+        make_task("a.mp4", make_annotation(known(50, "r1")), task_id=1),
+        make_task("b.mp4", make_annotation(known(None, "r1"), known(None, "r2")), task_id=2) | {"predictions": [lost]},
+    ]
+    options = DatasetOptions("coco", TRAIN_ONLY, global_ids=True)
+
+    def exported() -> tuple[int, set[int | None]]:
+        result, _ = export(tmp_path, tasks, options)
+        found = json.loads((tmp_path / "out" / "annotations" / "instances_train.json").read_text())["annotations"]
+        return result.continued, {item.get("global_id") for item in found}
+
+    assert exported() == (0, {None, 40, 50})
+    tasks[0]["annotations"][0]["result"].append(known(60, "r2"))
+    assert exported() == (1, {None, 40, 50, 60}), "the second video stays as it is"
+    lost["result"] = [known(41, "r2")]
+    assert exported() == (1, {None, 41, 50, 60}), "a number that only the prediction has"
+
+
+def test_global_ids_are_not_counted_unless_they_are_asked_for(tmp_path: Path) -> None:
+    tasks = [make_task(f"{name}.mp4", make_annotation(known(7, "r1")), task_id=n) for n, name in enumerate("ab", 1)]
+    source = AnnotationReader.from_file(write_export(tmp_path / "e.json", tasks))
+    for asked, first_ids in ((True, [7, 8]), (False, [0, 0])):
+        plan, _ = plan_videos(source, TRAIN_ONLY, True, unique_ids=asked)
+        assert [video.first_id for video in plan] == first_ids

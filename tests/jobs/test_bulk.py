@@ -12,6 +12,7 @@ import pytest
 
 from ml_backend.embeddings.crop_embeddings import CropEmbedding
 from ml_backend.jobs.container import Container
+from ml_backend.jobs.services.reviews import MAX_OPENED
 from ml_backend.label_studio.media import canonical_uri
 from ml_backend.labeling.few_shot.pattern_store import NewExemplar
 from tests.jobs.conftest import Site
@@ -204,6 +205,21 @@ def test_objects_of_exemplars(here: Site) -> None:
     assert sum(item["done"] for item in done["outcomes"]) == 2
     problem = asking.post("/api/exemplars", {**body, "action": "label", "exemplars": persons}, 422)
     assert "new_label" in problem["hint"]
+
+
+def test_more_tasks_than_one_tab_shows(here: Site) -> None:
+    project, asking = here.project(CONFIG), room(here)
+    patterns, name = here.services.projects.patterns, model(here, project)
+    crop = CropEmbedding(1, (0, 0, 9, 9), np.asarray(PERSON), b"a picture")
+    patterns.crop_embeddings("taught").add(name, [crop])
+    tasks = range(1, MAX_OPENED + 2)
+    for task in tasks:
+        patterns.replace_task(project, name, task, task, [NewExemplar("r", "person", crop.key("taught", name))])
+    exemplars = [number for number, _, _ in patterns.gallery(project, name, "person", len(tasks))]
+    opened = asking.post("/api/exemplars", {"project": project, "action": "open", "exemplars": exemplars})
+    assert opened["tab"]
+    assert reasons(opened) == [""] * MAX_OPENED + [f"More than {MAX_OPENED} tasks were chosen."]
+    assert [item["item"] for item in opened["outcomes"]] == [str(number) for number in exemplars]
 
 
 def test_opened_in_one_tab(here: Site) -> None:

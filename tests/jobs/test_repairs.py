@@ -422,6 +422,33 @@ def test_each_repair_by_hand(here: Site, project: int, room: Room) -> None:
     assert {item["id"]: item for item in regions(here, task)} == back
 
 
+@pytest.mark.parametrize("annotated", [False, True])
+def test_global_ids_undone_in_another_order(here: Site, project: int, room: Room, annotated: bool) -> None:
+    task = predicted(here, project, SOUND, TOO)
+    if annotated:
+        submit(here, task, [SOUND, TOO])
+
+    def number(value: int, *names: str) -> Any:
+        return by_hand(room, project, task, "identify", *names, seen=tracks_now(room, project, task), global_id=value)
+
+    def meta(name: str) -> dict[str, Any]:
+        result = annotations(here, task)[-1]["result"] if annotated else regions(here, task)
+        return dict(next(item for item in result if item["id"] == name).get("meta") or {})
+
+    number(3, "too")
+    first, second, third = number(7, "sound"), number(9, "sound"), number(8, "sound")
+    undo(room, project, second)
+    assert meta("sound")["global_id"] == 8
+    undo(room, project, third)
+    assert meta("sound")["global_id"] == 7, "what is in force, not what was undone"
+    second = number(9, "sound")
+    undo(room, project, first)
+    assert meta("sound")["global_id"] == 9
+    undo(room, project, second)
+    assert meta("sound") == (SOUND.get("meta") or {})
+    assert meta("too")["global_id"] == 3
+
+
 def test_by_hand_in_an_annotated_task(here: Site, project: int, room: Room) -> None:
     task = predicted(here, project, JUMPS, SOUND)
     seen = tracks(room, project, task)

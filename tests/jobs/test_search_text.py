@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,8 @@ from ml_backend.jobs import search_text
 from ml_backend.jobs.api_queue import text_search_name
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.job_context import JobContext
-from ml_backend.label_studio.label_config import config_digest
+from ml_backend.jobs.services.label_prompts import add_prompts
+from ml_backend.label_studio.label_config import config_digest, label_prompts, parse_label_config
 from ml_backend.server.app import create_app
 from ml_backend.video.reader import read_at
 from tests.builders import label_config, make_clip
@@ -186,6 +188,9 @@ def test_a_phrase_becomes_the_description_of_a_label(site: Make) -> None:
     problem = room.post("/api/prompts", body, 409)
     assert "changed meanwhile" in problem["detail"]
     assert room.post("/api/prompts", {**body, "config": config_digest(second)}) == {**told, "changed": False}
+    spaced = {"project": project, "label": " vest ", "phrase": "bright jacket"}
+    assert room.post("/api/prompts", spaced) == {**told, "changed": False}
+    assert "not blank" in room.post("/api/prompts", {**spaced, "label": " "}, 422)["hint"]
     form = {"project": str(project), "label": "thing", "phrase": "box"}
     for words in ("“thing” is described by: box", "“thing” already has this description."):
         said = room.client.post("/ui/do/add_prompt", data=form, headers={"HX-Request": "true"}).get_data(as_text=True)
@@ -195,3 +200,14 @@ def test_a_phrase_becomes_the_description_of_a_label(site: Make) -> None:
     actions = room.get(f"/api/audit?project={project}")["actions"]
     assert {(item["action"], item["project"]) for item in actions} == {("add_prompt", project)}
     assert "label thing" in actions[0]["detail"]
+
+
+def test_people_who_describe_labels_at_once_keep_what_each_wrote(site: Make) -> None:
+    here = site()
+    project = here.project()
+    phrases = ["yellow vest", "bright jacket", "safety vest", "orange vest"]
+    with ThreadPoolExecutor(len(phrases)) as people:
+        list(people.map(lambda phrase: add_prompts(here.services, project, "vest", [phrase]), phrases))
+    labels = parse_label_config(here.client.get_project(project).label_config).video_controls[0].labels
+    (label,) = (item for item in labels if item.value == "vest")
+    assert sorted(label_prompts(label)) == sorted(phrases)

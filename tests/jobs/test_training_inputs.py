@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,7 +10,13 @@ import pytest
 from ml_backend.core.errors import Conflict
 from ml_backend.core.settings import Settings
 from ml_backend.jobs.container import Container
-from ml_backend.jobs.training_inputs import is_unchanged_since, labels_found_by_text, training_settings_digest
+from ml_backend.jobs.training_inputs import (
+    MAX_SEARCHED,
+    is_unchanged_since,
+    labels_found_by_text,
+    training_settings_digest,
+)
+from ml_backend.labeling.few_shot.pattern_store import PatternStore, StoredTracks
 from ml_backend.tracking.track_record import SearchedFor, TrackRecord, TrackSet
 from ml_backend.training.registry import Version
 from ml_backend.training.review_store import AnnotatedTask, ReviewStore
@@ -83,5 +89,26 @@ def test_labels_that_were_found_by_text(trained: Container) -> None:
         searched = SearchedFor("a", {"vest": ("yellow vest",), "crane": ("crane",), "helmet": ("helmet",)})
         tracks = TrackSet((track,), ("person", *searched.labels), False, 640, 360, 50, searched=searched)
         store.save_tracks(f"key {task}", 7, task, 0, f"/data/{task}.mp4", tracks)
-    assert labels_found_by_text(store, 7, (1, 3)) == {"vest"}
-    assert labels_found_by_text(store, 8, (1, 2, 3)) == set()
+    labels = {"vest", "crane", "person"}
+    assert labels_found_by_text(store, 7, (1, 3), labels) == {"vest"}
+    assert labels_found_by_text(store, 7, (1, 2), {"vest"}) == {"vest"}
+    assert labels_found_by_text(store, 8, (1, 2, 3), labels) == set()
+
+
+def test_labels_found_by_text_in_many_tasks(trained: Container) -> None:
+    read: list[int] = []
+
+    class Store(PatternStore):
+        def tracks_of_project(self, project_id: int, video: str = "", task_id: int = 0) -> Iterator[StoredTracks]:
+            read.append(task_id)
+            return super().tracks_of_project(project_id, video, task_id)
+
+    store = Store(trained.storage)
+    found = TrackRecord(1, 0, 50, 0.6, {"vest": 5.0}, {}, ())
+    tracks = TrackSet((found,), ("vest",), False, 640, 360, 50, searched=SearchedFor("a", {"vest": ("vest",)}))
+    store.save_tracks("key", 7, MAX_SEARCHED, 0, "/data/video.mp4", tracks)
+    assert labels_found_by_text(store, 7, range(1, 10_000), {"vest"}) == set()
+    assert len(read) == MAX_SEARCHED
+    read.clear()
+    assert labels_found_by_text(store, 7, range(1, MAX_SEARCHED + 3), {"vest"}) == {"vest"}
+    assert read == [MAX_SEARCHED + 2, MAX_SEARCHED + 1, MAX_SEARCHED], "it stops at what it has found"

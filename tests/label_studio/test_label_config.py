@@ -251,6 +251,18 @@ def test_descriptions_are_added_and_the_rest_stays(label: str, before: str, afte
     assert with_prompts(f"\n{changed}\n", label, ["c"]) == f"\n{changed}\n"
 
 
+def test_spaces_around_a_name_make_no_second_label() -> None:
+    for typed in ("person ", "\tperson"):
+        assert with_prompts(ODD, typed, ["c"]) == with_prompts(ODD, "person", ["c"])
+    assert '<Label value="new" prompt="c"/>' in with_prompts(ODD, " new ", ["c"])
+    # Label Studio has named its regions so.
+    spaced = ODD.replace('value="person"', 'value=" person"')
+    assert '<Label value=" person" hint="a > b / c" prompt="c"/>' in with_prompts(spaced, "person", ["c"])
+    both = ODD.replace("<label", '<Label value=" person"/><label', 1)
+    changed = parse_label_config(with_prompts(both, " person", ["c"])).video_controls[0].labels
+    assert [(spec.value, label_prompts(spec)) for spec in changed[:2]] == [("person", ()), (" person", ("c",))]
+
+
 def test_descriptions_that_no_config_can_hold() -> None:
     with pytest.raises(ConfigError, match="well-formed"):
         with_prompts(ODD, "person", ["bell \x07"])

@@ -47,6 +47,11 @@ class Site:
         assert annotation is not None
         return [item["value"]["labels"] for item in annotation.result]
 
+    def decided(self, page: Any) -> list[str]:
+        """What was done with tracks, newest first."""
+        answer = page.request.get(f"{self.stack.backend.url}/api/repairs?project={self.project}")
+        return [item["action"] for item in answer.json()["repairs"]]
+
     def predicted(self, task: int) -> list[list[str]]:
         (prediction,) = self.stack.client().list_predictions(task)
         return [item["value"]["labels"] for item in prediction.result]
@@ -175,8 +180,10 @@ def test_points_that_are_drawn_around_and_tracks_of_a_search(page: Any, site: Si
     task = int(str(page.locator(".alike input").first.get_attribute("value")).split("-")[0])
     page.locator("#act-similar").scroll_into_view_if_needed()
     page.screenshot(path=str(tmp_path / "similar.png"))
+    page.locator(".alike input").first.press("Enter")
     page.locator("#act-similar").get_by_role("button", name="car", exact=True).click()
     page.locator("#notice", has_text="1 track done.").wait_for()
+    assert site.decided(page) == ["relabel", "relabel"], "Enter in a tick box does nothing"
     assert site.predicted(task) == [["car"]]
     page.locator(".alike li:nth-child(2):last-child").wait_for()
     page.locator(".alike input").first.check()
@@ -287,9 +294,11 @@ def test_narrow_and_without_scripts(chromium: Any, site: Site, lang: str, tmp_pa
     wait_for(lambda: page.reload() and page.locator(".alike li").count(), what="the search")
     page.locator(".alike input[name=tracks]").first.check()
     task = int(str(page.locator(".alike input[name=tracks]").first.get_attribute("value")).split("-")[0])
+    page.locator(".alike input[name=tracks]").first.press("Enter")
     with page.expect_navigation():
         page.locator("#act-similar").get_by_role("button", name="car", exact=True).click()
     assert site.predicted(task) == [["car"]]
+    assert site.decided(page) == ["relabel"], "Enter in a tick box does nothing"
     page.screenshot(path=str(tmp_path / f"learn-{lang}.png"), full_page=True)
     page.goto(f"{site.step('learn')}")
     page.locator(".thumbs input").first.check()

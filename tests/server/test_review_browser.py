@@ -185,6 +185,7 @@ def test_tracks_are_repaired_by_hand(page: Any, site: Site) -> None:
     page.locator(".decisions li", has_text="undone").wait_for()
     assert len(site.regions()) == 2
     page.locator("#track-1").check()
+    page.locator("#track-1").press("Enter")
     page.locator("#global-id").fill("7")
     page.locator("#global-id").press("Enter")
     page.locator("#part-timeline th", has_text="#7").wait_for()
@@ -192,6 +193,8 @@ def test_tracks_are_repaired_by_hand(page: Any, site: Site) -> None:
     page.keyboard.press("d")
     page.locator(".decisions li", has_text="2 repairs").wait_for()
     assert site.regions() == []
+    done = page.request.get(f"{site.stack.backend.url}/api/repairs?project={site.project}").json()["repairs"]
+    assert [item["action"] for item in done] == ["delete", "identify", "split"], "Enter in a tick box does nothing"
 
 
 @pytest.mark.parametrize("lang", ["en", "ko"])

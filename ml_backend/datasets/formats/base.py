@@ -102,6 +102,8 @@ class DatasetFormat(ABC):
     has_images = True
     #: Whether a video cannot be split.
     whole_videos = False
+    #: Whether, with global ids, objects without one get numbers that no other object of the dataset has.
+    unique_ids = False
     #: Whether the format is for training: labels of several annotators would contradict each other.
     single_annotator = False
 

@@ -37,6 +37,7 @@ class Mot(DatasetFormat):
     """One sequence for each video; frames are numbered without gaps, as trackers expect."""
 
     whole_videos = True
+    unique_ids = True
 
     def image_folder(self, name: str, split: str) -> Path:
         return self.out / split / name / "img1"

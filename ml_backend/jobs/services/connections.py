@@ -16,10 +16,11 @@ def connect_project(container: Container, project_id: int) -> dict[str, Any]:
     Raises:
         ConfigError: the label config has no video tracks.
         LabelStudioError: there is no such project, or Label Studio cannot reach ``BACKEND_URL``.
-        QueueUnavailable: it is connected, but nothing predicts its tasks yet.
+        QueueUnavailable: Redis does not answer; nothing predicts its tasks yet.
     """
     settings, client = container.settings, container.client
     cached_label_config(client.get_project(project_id).label_config)  # Label Studio would only say that it is refused
-    client.connect_backend(project_id, settings.backend_url, container.credentials(project_id))
+    with container.queue.project_lock(project_id):
+        client.connect_backend(project_id, settings.backend_url, container.credentials(project_id))
     container.lister.forget()
     return container.api_queue.auto_label(project_id, [])

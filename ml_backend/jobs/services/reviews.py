@@ -451,6 +451,7 @@ class Reviews:
                 except Conflict as error:
                     conflict = conflict or error
                     continue
+                self._forget_ids(changed)
                 self.store.undo([item["id"] for item in open_ones], by)
         self._container.queue.request_review(project_id, tasks)
         if conflict:
@@ -594,7 +595,8 @@ class Reviews:
         """Show some tasks in a tab of Label Studio's Data Manager, instead of those before; return the tab's id."""
         facts = {"filter": "filter:tasks:id", "operator": "equal", "type": "Number"}
         chosen = [{**facts, "value": task_id} for task_id in sorted(task_ids)]
-        return self._client.put_tab(project_id, CHOSEN_TAB, chosen, conjunction="or")
+        with self._container.queue.project_lock(project_id):
+            return self._client.put_tab(project_id, CHOSEN_TAB, chosen, conjunction="or")
 
     def _relabel_task(
         self,
@@ -817,6 +819,20 @@ class Reviews:
             task["id"], result, own.get("parent_prediction"), annotation=base, ground_truth=truth
         )
         return {"written": written, "annotation_id": created, "base_id": base}
+
+    def _forget_ids(self, undone: Sequence[Row]) -> None:
+        """Let later global ids of a track, when they are undone, not put back those that are undone now."""
+        from ml_backend.review.region_repairs import take_back
+
+        for decision in undone:
+            task_id, annotation = decision["task_id"], decision["annotation_id"]
+            if decision["action"] != IDENTIFY:
+                continue
+            for later in self.store.replayed_in(annotation) if annotation else self.store.replayed(task_id):
+                if later["action"] == IDENTIFY and later["id"] > decision["id"]:
+                    before = take_back(later["before"], [decision])
+                    if before != later["before"]:
+                        self.store.note_before(later["id"], before)
 
     def _revert(self, decisions: Sequence[Row]) -> None:
         """Put back the regions that repairs of a task replaced at once.

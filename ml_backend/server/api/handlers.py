@@ -414,7 +414,7 @@ def add_prompt(body: requests.AddPrompt) -> responses.PromptAdded:
     label has; a label that does not exist is added. Then request predictions. Sending it again changes nothing.
     """
     container = services()
-    label, changed = add_prompts(container.client, body.project, body.label, split_prompts(body.phrase), body.config)
+    label, changed = add_prompts(container, body.project, body.label, split_prompts(body.phrase), body.config)
     container.lister.forget()
     return {"project": body.project, "label": label.value, "prompts": [*label_prompts(label)], "changed": changed}
 

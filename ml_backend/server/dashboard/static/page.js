@@ -121,6 +121,10 @@ document.addEventListener("click", (event) => {
 
 // -- review: each answer by one key, once per moment
 
+document.addEventListener("keydown", (event) => { // without scripts it presses the first button, the least harmful one
+  if (event.key === "Enter" && event.target.matches("#repair-tracks [type=checkbox]")) event.preventDefault();
+});
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target.closest("input:not([type=checkbox]), select, textarea, [contenteditable], svg.map")) return;
