@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 
 WIDTH, HEIGHT, FPS, FRAMES = 640, 360, 25, 75
+#: Box of a post in front of the object's way.
+POST = (250, 90, 330, 270)
 
 
 def truth(frame: int) -> tuple[float, float, float, float]:
@@ -19,11 +21,17 @@ def truth(frame: int) -> tuple[float, float, float, float]:
     return x, y, x + 90, y + 90
 
 
-def write_scene(path: Path, frames: int = FRAMES) -> None:
-    """Write a video in which a chequered square, which no detector knows, moves over a textured background."""
+def write_scene(path: Path, frames: int = FRAMES, *, post: bool = False) -> None:
+    """Write a video in which a chequered square, which no detector knows, moves over a textured background.
+
+    Args:
+        post: whether it passes behind a post.
+    """
     rng = np.random.default_rng(1)
     background = rng.integers(70, 130, (HEIGHT // 10, WIDTH // 10, 3), np.uint8).repeat(10, 0).repeat(10, 1)
     square = rng.integers(0, 255, (6, 6, 3), np.uint8).repeat(15, 0).repeat(15, 1)
+    left, top, right, bottom = POST
+    pattern = np.random.default_rng(5).integers(0, 255, (9, 4, 3), np.uint8).repeat(20, 0).repeat(20, 1)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -31,6 +39,8 @@ def write_scene(path: Path, frames: int = FRAMES) -> None:
             image = background.copy()
             x, y = (round(value) for value in truth(frame)[:2])
             image[y : y + 90, x : x + 90] = square
+            if post:
+                image[top:bottom, left:right] = pattern
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         container.mux(stream.encode(None))
 

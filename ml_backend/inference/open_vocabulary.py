@@ -59,6 +59,8 @@ MISSED = 0.7
 SAME_OBJECT = 0.5
 #: Share of a box that lies in the other one, from which it is a part of the same object.
 PART_INSIDE = 0.8
+#: Share of a followed box inside that of another object, from which the object is hidden behind it.
+HIDDEN = 0.5
 #: IoU from which a box of the detector and one found by text show one object.
 COINCIDE = 0.7
 #: Frames in memory from which a batch of searched frames need not be full: many lie between two of them where few are
@@ -290,6 +292,7 @@ class AddedObjects:
         indices = np.array([one.index for one in frames])
         if last is not None:
             missed = ~_correct(boxes, start, last, indices)
+            _end_hidden(boxes, missed)
             searched[frames[-1].index] = _with_missed(last, boxes[missed, -1], start, missed)
         colours = [one.colours(boxes[:, number], self._info) for number, one in enumerate(frames)]
         for index in range(frames[0].index, end):
@@ -393,6 +396,23 @@ def _correct(boxes: Float64Array, start: Detections, last: Detections, indices: 
     shares = (indices - indices[0]) / (indices[-1] - indices[0])
     boxes[same] += shares[None, :, None] * (last.xyxy[nearest[same]] - ends[same])[:, None]
     return np.asarray(same, np.bool_)
+
+
+def _end_hidden(boxes: Float64Array, missed: BoolArray) -> None:
+    """End the paths of missed objects where they run onto that of an object that was found again, in place.
+
+    The correlation tracker goes on with what hides its object, and would give it this object's identity.
+
+    Args:
+        boxes: ``(objects, frames, 4)``.
+        missed: ``(objects,)`` mask of those that were not found on the last frame.
+    """
+    paths = np.nan_to_num(boxes)
+    behind, before = paths[missed][:, None], paths[~missed][None]
+    over = intersection(behind, before) >= HIDDEN * np.maximum(box_area(behind), 1e-6)
+    over &= ~over[..., :1]  # both were found there: a part of the other, or beside it
+    hidden = np.logical_or.accumulate(over.any(axis=1), axis=1)
+    boxes[missed] = np.where(hidden[..., None], np.nan, boxes[missed])
 
 
 def _overlap(followed: Float64Array, found: FloatArray) -> Float64Array:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml_backend.core.boxes import iou_pairs
+from ml_backend.core.boxes import box_area, intersection, iou_pairs
 from ml_backend.core.settings import Settings
 from ml_backend.core.types import Detections, FloatArray, FrameFeatures, Image, Track, VideoInfo
 from ml_backend.detectors.weights import ResolvedDetector
@@ -25,7 +25,7 @@ from ml_backend.training.class_transfer import checkpoint_metadata, detectable_c
 from ml_backend.video.probe import probe
 from ml_backend.video.sample import SampleTruth, make_sample
 from tests.builders import label_config
-from tests.drawn_scene import FRAMES, truth, write_scene
+from tests.drawn_scene import FRAMES, HEIGHT, POST, WIDTH, truth, write_scene
 
 Make = Callable[..., Settings]
 #: Frames of the scene from one that is searched to the next.
@@ -235,6 +235,28 @@ def overlap(track: Track, found: list[Track]) -> FloatArray:
             mine, theirs = map(list, zip(*shared, strict=True))
             best[mine] = np.maximum(best[mine], iou_pairs(track.xyxy[mine], other.xyxy[theirs]))
     return best[track.conf >= 0.5]
+
+
+def test_an_object_keeps_its_track_behind_another_one(tmp_path: Path, use: Callable[..., None], settings: Make) -> None:
+    video, size = tmp_path / "scene.mp4", (WIDTH, HEIGHT)
+    write_scene(video, post=True)
+    post = np.array([POST], np.float32)
+
+    def visible(frame: int) -> FloatArray:
+        moving = square(frame)
+        hidden = intersection(moving, post) > 0.5 * box_area(moving)
+        return np.concatenate([post, moving[~hidden]])
+
+    assert [len(visible(STEP * number)) for number in (3, 4, 5)] == [2, 1, 2], "one search does not see it"
+    use(Finder(nothing, 1, size), Finder(visible, STEP, size))
+    control = parse_label_config(label_config("person", "square")).video_controls[0]
+    found: list[Track] = []
+    predict_video(video, control, 25, settings(), resolved=DETECTOR, text_detector=MODEL, on_track=found.append)
+    ways = [np.repeat(post, FRAMES, axis=0), np.concatenate([square(frame) for frame in range(FRAMES)])]
+    assert len(found) == len(ways)
+    for track, way in zip(sorted(found, key=lambda track: float(np.ptp(track.xyxy[:, 0]))), ways, strict=True):
+        assert track.frames.tolist() == list(range(FRAMES))
+        assert iou_pairs(track.xyxy, way).min() > 0.5, "never on the other object"
 
 
 @pytest.mark.parametrize("stride", [1, 3])
