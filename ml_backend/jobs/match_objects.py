@@ -84,8 +84,11 @@ def match_objects(context: JobContext, project_id: int, by: str) -> dict[str, An
                 raise
             skipped.append(f"Task {state.id}: {error}")
     context.step("searching")
-    used = [MomentStore(container.storage).largest_global_id(project_id), *(item.global_id or 0 for item in seen)]
-    ids = match_tracks(seen, first_id=max(used) + 1)
+    reviews, known = Reviews(container), max((item.global_id or 0 for item in seen), default=0)
+    matched = match_tracks(seen, first_id=known + 1)
+    new = {number for number in matched.values() if number > known}
+    shift = reviews.new_global_ids(project_id, len(new), known) - known - 1
+    ids = {index: number + shift * (number in new) for index, number in matched.items()}
     context.step("writing")
     by_task: dict[int, list[tuple[_Place, int]]] = {}
     for number, global_id in ids.items():
@@ -99,7 +102,7 @@ def match_objects(context: JobContext, project_id: int, by: str) -> dict[str, An
         )
         for task, found in by_task.items()
     }
-    written, left_out = Reviews(container).identify(project_id, [*tasks.values()], by)
+    written, left_out = reviews.identify(project_id, [*tasks.values()], by)
     objects = {number for task in written for number in tasks[task].ids.values()}
     tracks = sum(map(len, written.values()))
     log.info("Project %s: %d tracks show %d objects.", project_id, tracks, len(objects))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ml_backend.embeddings.crop_embeddings import CropEmbedding
@@ -182,6 +184,15 @@ def test_listed_taken_out_joined_and_undone(here: Site, work: Work) -> None:
         == at_once
         == {item["global_id"]: [(t["task"], t["region"]) for t in item["tracks"]] for item in rows.values()}
     )
+
+
+def test_nobody_takes_a_number_that_somebody_else_has_just_taken(here: Site) -> None:
+    reviews = here.services.reviews
+    with ThreadPoolExecutor(4) as pool:
+        taken = sorted(pool.map(lambda count: (reviews.new_global_ids(7, count), count), [1, 3, 1, 2]))
+    assert [first for first, _ in taken] == [1, *np.cumsum([count for _, count in taken])[:-1] + 1]
+    assert reviews.new_global_ids(7, above=40) == 41
+    assert reviews.new_global_ids(8) == 1, "each project has its own"
 
 
 def test_without_an_embedder_it_says_so(site: Callable[..., Site], work: Work) -> None:

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 MAX_SIMILAR = 50
 #: Tasks that one tab of the Data Manager shows: each is a filter, of which SQLite takes fewer than 1000.
 MAX_OPENED = 200
+#: Seconds for which a global id that was taken is kept for who took it: until all are stored that were found at once.
+GLOBAL_IDS_S = 3600
 #: Title of the Data Manager's tab with the tasks that people have chosen.
 CHOSEN_TAB = "Chosen in the control room"
 _HINT = "Reload the page: the task is looked at again."
@@ -245,7 +247,7 @@ class Reviews:
                     raise Conflict(f"The tracks are labelled {value} already.", "Choose another label.")
             units = [tracks] if pair else [{name: tracks[name]} for name in tracks]
             if answer.action == IDENTIFY:
-                number = answer.global_id or self.store.largest_global_id(project_id) + 1
+                number = answer.global_id or self.new_global_ids(project_id)
                 repairs = _identifying(submission, dict.fromkeys(tracks, number))
                 if not repairs:
                     raise Conflict(f"The tracks have the global id {number} already.", "Choose another one.")
@@ -312,7 +314,7 @@ class Reviews:
             Conflict: no track was given the id.
             LabelStudioUnavailable: Label Studio does not answer; the changes before are kept.
         """
-        number = number or self.store.largest_global_id(project_id) + 1
+        number = number or self.new_global_ids(project_id)
         wanted = [replace(item, ids=dict.fromkeys(item.tracks, number)) for item in chosen]
         done, left_out = self.identify(project_id, wanted[:MAX_SIMILAR], by)
         many = f"More than {MAX_SIMILAR} tasks were chosen."
@@ -321,6 +323,19 @@ class Reviews:
             reason = left_out[0][1] if left_out else f"The tracks have the global id {number} already."
             raise Conflict(reason, "Choose other tracks, or another id.")
         return self._found(project_id, min(min(numbers) for numbers in done.values())), left_out
+
+    def new_global_ids(self, project_id: int, count: int = 1, above: int = 0) -> int:
+        """Take consecutive global ids that nobody else takes meanwhile; return the first.
+
+        Args:
+            above: largest one that is known to be taken, besides those that were given here.
+        """
+        queue, key = self._container.queue, f"video:global-ids:{project_id}"
+        with queue.project_lock(project_id), queue.guard():
+            taken = int(queue.connection.get(key) or 0)  # by those who have not stored theirs yet
+            first = 1 + max(self.store.largest_global_id(project_id), above, taken)
+            queue.connection.set(key, first + count - 1, ex=GLOBAL_IDS_S)
+        return first
 
     def tracks(self, project_id: int, task_id: int) -> list[VideoTracks]:
         """Return the tracks of a task's videos: those of the annotation that counts, or else of the prediction.
