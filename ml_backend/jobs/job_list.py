@@ -88,8 +88,7 @@ class JobList:
             listed: only ``MAX_LISTED`` of each queue and state, without those that people do not ask for; else all.
         """
         with self._queue.guard():
-            limit = MAX_LISTED if listed else -1  # all, to RQ
-            jobs = self._queue.fetch_many(sorted(self._ids(limit)))
+            jobs = self._queue.fetch_many(sorted(self._ids(MAX_LISTED if listed else 0)))
             items = [self._view(job) for job in jobs if not listed or job.function not in _UNLISTED]
         return sorted((item for item in items if project_id in (None, item["project"])), key=_order)
 
@@ -222,17 +221,20 @@ class JobList:
         ]
 
     def _ids(self, limit: int) -> set[str]:
-        """Return the ids of all running jobs and of some of each other state. Call within the queue's guard."""
-        queues = self._queue.queues.values()
+        """Return the ids of all running jobs, and of each queue and other state ``limit``; 0: all.
+
+        Call within the queue's guard.
+        """
+        queues, last = self._queue.queues.values(), limit - 1
         running = [queue.started_job_registry for queue in queues]
         with self._queue.connection.pipeline(transaction=False) as pipeline:
             for registry in running:
                 pipeline.zrange(registry.key, 0, -1)
             for queue in queues:
-                pipeline.lrange(queue.key, 0, limit)
-                pipeline.zrange(queue.scheduled_job_registry.key, 0, limit)
+                pipeline.lrange(queue.key, 0, last)
+                pipeline.zrange(queue.scheduled_job_registry.key, 0, last)
                 for ended in (queue.failed_job_registry, queue.finished_job_registry, queue.canceled_job_registry):
-                    pipeline.zrange(ended.key, 0, limit, desc=True)
+                    pipeline.zrange(ended.key, 0, last, desc=True)
             read = iter(pipeline.execute())
         ids = {registry.parse_job_id(entry) for registry in running for entry in next(read)}
         return ids | {name.decode() for names in read for name in names}

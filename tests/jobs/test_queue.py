@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from rq import Worker
+from rq.executions import prepare_execution
 from rq.job import Job, JobStatus
 
 from ml_backend.core.errors import QueueUnavailable
@@ -281,6 +285,25 @@ def test_counters(queue: JobQueue) -> None:
     queue.count("frames", 0.5)
     assert queue.counters() == {"frames": 3.5}
     assert queue.workers() == []
+
+
+def test_workers_and_what_they_run(queue: JobQueue) -> None:
+    redis, job_id = queue.connection, queue.request_prepare(7, 1).job_id
+    names = ("idle", "killed", "busy", "gone")
+    workers = {name: Worker([queue.queues["prepare"]], name=name, connection=redis) for name in names}
+    for worker in workers.values():
+        worker.register_birth()
+    job = fetch(queue, job_id)
+    for name in ("killed", "busy"):  # what a process that was killed ran stays listed
+        redis.delete(prepare_execution(workers[name], job).key)
+    prepare_execution(workers["busy"], job)
+    redis.delete(workers["gone"].key)
+    running = {"busy": job_id, "idle": "", "killed": ""}
+    found = queue.workers()
+    assert [(worker.name, worker.job_id) for worker in found] == sorted(running.items())
+    assert {(worker.pid, worker.hostname, worker.queues) for worker in found} == {
+        (os.getpid(), socket.gethostname(), ("prepare",))
+    }
 
 
 def test_everything_says_when_redis_is_away(settings: Callable[..., Settings], tmp_path: Path) -> None:
