@@ -226,9 +226,8 @@ def test_chosen_and_ordered(page: Any, site: Site, tmp_path: Path) -> None:
 def identify(site: Site, task: int, region_id: str, number: int) -> None:
     """Give a track a global id, as the timeline does."""
     address = f"{site.stack.backend.url}/api"
-    found = httpx.get(f"{address}/tracks?project={site.project}&task={task}", timeout=SLOW_MS / 1000).json()["videos"][
-        0
-    ]
+    answer = httpx.get(f"{address}/tracks?project={site.project}&task={task}", timeout=SLOW_MS / 1000)
+    found = answer.json()["videos"][0]
     digest = next(item["digest"] for item in found["tracks"] if item["region"] == region_id)
     body = {"project": site.project, "task": task, "annotation": found["annotation"], "action": "identify"}
     body |= {"tracks": [{"region": region_id, "digest": digest}], "global_id": number, "by": "anna"}
