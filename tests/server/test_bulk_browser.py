@@ -253,7 +253,9 @@ def test_objects_are_seen_joined_and_taken_apart(page: Any, site: Site, tmp_path
     assert page.locator(".object").count() == 1
     # One of them is somebody else.
     row = page.locator("#object-1 li", has_text=f"Task {third}")
+    page.locator("#id-for-1").fill("9")
     row.get_by_role("checkbox").check()
+    row.get_by_role("checkbox").press("Enter")  # does nothing
     page.locator("#out-1").click()
     row.wait_for(state="detached")
     assert page.locator("#object-1 li").count() == 3
