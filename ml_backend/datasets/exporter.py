@@ -228,8 +228,8 @@ class DatasetVideo:
         by: how frames are split.
         same_as: name of the first entry with the same video, which seeds random choices.
         shared: whether other entries have the same video. A frame has the same split in all of them.
-        first_id: numbers after it, as many as the entry has regions, are no global ids, nor other entries'; 0 where
-            objects need no such numbers.
+        first_id: objects without a global id get the numbers after it, which no other entry uses; 0 where the format
+            needs no such numbers.
     """
 
     name: str
@@ -362,7 +362,7 @@ class _ExportRun:
         with task_video.open() as video:
             objects = tuple(item for item in video.objects if item.label in self.dataset.class_ids)
             self.dataset.check(objects)
-            inputs = {
+            inputs: dict[str, Any] = {
                 # By content: the media cache touches a file whenever it is used.
                 "file": [video.name, file_sha256(video.path), video.info.frames, video.info.width, video.info.height],
                 "regions": fingerprint([[dict(item.region), item.source, item.confidence] for item in objects]),
@@ -371,12 +371,9 @@ class _ExportRun:
                 "split": None if self.frame_selector else planned.rule,
                 **({"picker": self.frame_selector.inputs(video)} if self.frame_selector else {}),
                 **({"segmenter": self.segmenter.model_id} if self.segmenter else {}),
-                **(
-                    {"first_id": planned.first_id, "global_ids": [item.global_id for item in objects]}
-                    if self.options.global_ids
-                    else {}
-                ),
             }
+            if self.options.global_ids:
+                inputs |= {"first_id": planned.first_id, "global_ids": [item.global_id for item in objects]}
             record = {"made_from": inputs, "part": _task_video_fingerprint(task_video)}
             previous = self.state.read(planned.name)
             if previous and "outcome" in previous and previous["made_from"] == inputs:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ml_backend.core.errors import BackendError
 from ml_backend.datasets.annotation_reader import AnnotationReader
@@ -27,8 +27,8 @@ from ml_backend.review.video import Evidence
 if TYPE_CHECKING:
     from ml_backend.datasets.annotated_video import TaskVideo
     from ml_backend.embeddings.crop_embeddings import CropEmbeddingStore
-    from ml_backend.label_studio.label_config import LabelConfig
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 #: Tasks that are compared, the newest ones: the views of some thousand tracks take 100 to 300 MB.
@@ -62,27 +62,9 @@ def match_objects(context: JobContext, project_id: int, by: str) -> dict[str, An
     container = context.container
     embedder = require_embedder(container.projects.models(project_id, download=True).classifier)
     models = ReviewModels(context.settings, embedder)
-    config = cached_label_config(container.client.get_project(project_id).label_config)
-    states = [item for item in container.client.list_task_states(project_id) if item.annotations or item.predictions]
-    chosen = sorted(states, key=lambda item: -item.id)[:MAX_TASKS]
-    places: list[_Place] = []
-    seen: list[SeenTrack] = []
-    skipped: list[str] = []
-    unseen = 0
-    report = context.step("reading")
-    for done, state in enumerate(chosen):
-        report(done, len(chosen))
-        try:
-            for place, track in _tracks(context, project_id, config, state.id, models):
-                if track is None:
-                    unseen += 1
-                else:
-                    places.append(place)
-                    seen.append(track)
-        except BackendError as error:
-            if error.retryable:
-                raise
-            skipped.append(f"Task {state.id}: {error}")
+    found, facts = _read_tasks(context, project_id, lambda video, store: _tracks(video, store, models), MAX_TASKS)
+    places = [place for place, track in found if track]
+    seen = [track for _, track in found if track]
     context.step("searching")
     reviews, known = Reviews(container), max((item.global_id or 0 for item in seen), default=0)
     matched = match_tracks(seen, first_id=known + 1)
@@ -91,24 +73,23 @@ def match_objects(context: JobContext, project_id: int, by: str) -> dict[str, An
     ids = {index: number + shift * (number in new) for index, number in matched.items()}
     context.step("writing")
     by_task: dict[int, list[tuple[_Place, int]]] = {}
-    for number, global_id in ids.items():
-        by_task.setdefault(places[number].task, []).append((places[number], global_id))
+    for index, number in ids.items():
+        by_task.setdefault(places[index].task, []).append((places[index], number))
     tasks = {
         task: TaskIds(
             task,
-            found[0][0].annotation,
-            {place.region: place.digest for place, _ in found},
-            {place.region: number for place, number in found},
+            given[0][0].annotation,
+            {place.region: place.digest for place, _ in given},
+            {place.region: number for place, number in given},
         )
-        for task, found in by_task.items()
+        for task, given in by_task.items()
     }
     written, left_out = reviews.identify(project_id, [*tasks.values()], by)
     objects = {number for task in written for number in tasks[task].ids.values()}
     tracks = sum(map(len, written.values()))
     log.info("Project %s: %d tracks show %d objects.", project_id, tracks, len(objects))
-    facts = {"objects": len(objects), "tracks": tracks, "tasks": len(chosen), "of": len(states)}
-    skipped += [f"Task {task}: {reason}" for task, reason in left_out]
-    return facts | {"unseen": unseen, "skipped": skipped}
+    facts["skipped"] += [f"Task {task}: {reason}" for task, reason in left_out]
+    return facts | {"objects": len(objects), "tracks": tracks, "unseen": len(found) - len(seen)}
 
 
 @api_job
@@ -126,32 +107,62 @@ def list_objects(context: JobContext, project_id: int) -> dict[str, Any]:
             given[row["task_id"], row["global_id"], region] = {"by": row["by"], "found": bool(row["found"])}
     tasks = {task_id for task_id, _, _ in given}
     embedder = container.projects.models(project_id).classifier.embedder
-    config = cached_label_config(container.client.get_project(project_id).label_config)
-    states = [item for item in container.client.list_task_states(project_id) if item.annotations or item.predictions]
-    chosen = sorted(states, key=lambda item: (item.id not in tasks, -item.id))[:LISTED_TASKS]
-    found: list[dict[str, Any]] = []
+    model_id = embedder.model_id if embedder else ""
+    found, facts = _read_tasks(
+        context, project_id, lambda video, store: _identified(video, store, model_id), LISTED_TASKS, tasks
+    )
+    tracks = Counter(item["global_id"] for item in found)
+    several = [item for item in found if tracks[item["global_id"]] > 1]
+    several.sort(key=lambda item: (-tracks[item["global_id"]], item["global_id"]))
+    nobody = {"by": None, "found": False}
+    for item in several:
+        place = item["task"], item["global_id"]
+        item |= given.get((*place, item["region"])) or given.get((*place, None)) or nobody
+    facts |= {"digest": digest, "last": last, "tracks": several[:LISTED_TRACKS]}
+    facts["more"] = max(len(several) - LISTED_TRACKS, 0)
+    container.queue.publish(objects_name(project_id), facts)
+    return {"tracks": len(several)}
+
+
+def _read_tasks(
+    context: JobContext,
+    project_id: int,
+    read: Callable[[TaskVideo, CropEmbeddingStore], Iterable[T]],
+    limit: int,
+    first: Collection[int] = (),
+) -> tuple[list[T], dict[str, Any]]:
+    """Read the videos of a project's newest tasks.
+
+    Args:
+        read: reads a video, of which crops are kept in the store.
+        limit: number of tasks.
+        first: ids of tasks that are read before the others.
+
+    Returns:
+        What was read; numbers of ``tasks`` read and ``of`` all; which were ``skipped``, and why.
+    """
+    container, client = context.container, context.container.client
+    opener = container.media.opener(project_id)
+    config = cached_label_config(client.get_project(project_id).label_config)
+    states = [item for item in client.list_task_states(project_id) if item.annotations or item.predictions]
+    chosen = sorted(states, key=lambda item: (item.id not in first, -item.id))[:limit]
+    found: list[T] = []
     skipped: list[str] = []
     report = context.step("reading")
     for done, state in enumerate(chosen):
         report(done, len(chosen))
         try:
-            for video, store in _videos(context, project_id, config, state.id):
-                found += _identified(video, store, embedder.model_id if embedder else "")
+            task = client.get_full_task(state.id, project_id)
+            for video in AnnotationReader.of_task(task, opener, config, "missing").task_videos():
+                key = video_key(canonical_uri(video.uri, context.settings.label_studio_url))
+                found += read(video, container.projects.patterns.crop_embeddings(key))
+        except NotFound:
+            continue  # deleted meanwhile
         except BackendError as error:
             if error.retryable:
                 raise
             skipped.append(f"Task {state.id}: {error}")
-    tracks = Counter(item["global_id"] for item in found)
-    several = [item for item in found if tracks[item["global_id"]] > 1]
-    several.sort(key=lambda item: (-tracks[item["global_id"]], item["global_id"], item["task"], item["first"]))
-    nobody = {"by": None, "found": False}
-    for item in several:
-        place = item["task"], item["global_id"]
-        item |= given.get((*place, item["region"])) or given.get((*place, None)) or nobody
-    facts = {"digest": digest, "last": last, "tracks": several[:LISTED_TRACKS], "skipped": skipped}
-    facts |= {"more": max(len(several) - LISTED_TRACKS, 0), "tasks": len(chosen), "of": len(states)}
-    container.queue.publish(objects_name(project_id), facts)
-    return {"tracks": len(several)}
+    return found, {"tasks": len(chosen), "of": len(states), "skipped": skipped}
 
 
 def _identified(video: TaskVideo, store: CropEmbeddingStore, model_id: str) -> Iterator[dict[str, Any]]:
@@ -184,33 +195,17 @@ def _identified(video: TaskVideo, store: CropEmbeddingStore, model_id: str) -> I
             }
 
 
-def _videos(
-    context: JobContext, project_id: int, config: LabelConfig, task_id: int
-) -> Iterator[tuple[TaskVideo, CropEmbeddingStore]]:
-    """Yield the videos of a task, with the regions that count, and where crops of them are kept."""
-    container = context.container
-    try:
-        task = container.client.get_full_task(task_id, project_id)
-    except NotFound:  # deleted meanwhile
-        return
-    reader = AnnotationReader.of_task(task, container.media.opener(project_id), config, "missing")
-    for video in reader.task_videos():
-        key = video_key(canonical_uri(video.uri, context.settings.label_studio_url))
-        yield video, container.projects.patterns.crop_embeddings(key)
-
-
 def _tracks(
-    context: JobContext, project_id: int, config: LabelConfig, task_id: int, models: ReviewModels
+    video: TaskVideo, store: CropEmbeddingStore, models: ReviewModels
 ) -> Iterator[tuple[_Place, SeenTrack | None]]:
-    """Yield the tracks of a task that counts; without views those that cannot be compared."""
-    for video, store in _videos(context, project_id, config, task_id):
-        with open_for_review(video, models, stored=store.get(models.embedder.model_id), store=store) as found:
-            views = Evidence(found.video).views
-            regions = {str(region.get("id", "")): dict(region) for region in video.regions}
-            for track in found.video.tracks:
-                region_id = found.region_ids[track.track_id]
-                region, seen = regions[region_id], views.get(track.track_id)
-                place = _Place(task_id, video.submission.annotation_id or 0, region_id, region_digest(region))
-                name, kind = f"{task_id}-{video.control.to_name}", track.label or track.top_class
-                number = video.submission.global_id(region)
-                yield place, SeenTrack(name, kind, track.frames, seen.looks, number) if seen else None
+    """Yield the tracks of a video; without views those that cannot be compared."""
+    with open_for_review(video, models, stored=store.get(models.embedder.model_id), store=store) as found:
+        views = Evidence(found.video).views
+        regions = {str(region.get("id", "")): dict(region) for region in video.regions}
+        for track in found.video.tracks:
+            region_id = found.region_ids[track.track_id]
+            region, seen = regions[region_id], views.get(track.track_id)
+            place = _Place(video.task_id, video.submission.annotation_id or 0, region_id, region_digest(region))
+            name, kind = f"{video.task_id}-{video.control.to_name}", track.label or track.top_class
+            number = video.submission.global_id(region)
+            yield place, SeenTrack(name, kind, track.frames, seen.looks, number) if seen else None

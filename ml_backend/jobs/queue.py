@@ -520,7 +520,7 @@ class JobQueue:
         return self._lock(f"video:{purpose}:{task_id}", f"Task {task_id}")
 
     def project_lock(self, project_id: int) -> AbstractContextManager[None]:
-        """Hold a lock, so that one process at a time reads a project's settings in Label Studio and changes them."""
+        """Hold a lock, so that one process at a time reads and changes a project's settings or reserves global ids."""
         return self._lock(f"video:settings:{project_id}", f"Project {project_id}")
 
     @contextmanager

@@ -52,13 +52,13 @@ def labels_found_by_text(
 
     Reads the newest :data:`MAX_SEARCHED` tasks at most, and stops once all labels are found.
     """
-    found: set[str] = set()
+    found, wanted = set[str](), set(labels)
     for task_id in sorted(task_ids, reverse=True)[:MAX_SEARCHED]:
-        if found >= set(labels):
+        if found == wanted:
             break
         for stored in store.tracks_of_project(project_id, task_id=task_id):
             by_text = filter(stored.tracks.is_found_by_text, stored.tracks.tracks)
-            found |= {track.top_class for track in by_text} & set(labels)
+            found |= {track.top_class for track in by_text} & wanted
     return found
 
 

@@ -142,9 +142,9 @@ class LabelConfig:
         return tuple(dict.fromkeys(label.value for control in self.video_controls for label in control.labels))
 
     def meant_label(self, name: str) -> str:
-        """Return the label that a typed name means; without one, the name as a new label has it.
+        """Return the label with a typed name, apart from spaces around it; if there is none, the name without them.
 
-        Label Studio compares names as they are written, so that a space too many makes another label.
+        To Label Studio, names that differ in a space are different labels.
         """
         if name in self.labels:
             return name
@@ -371,7 +371,7 @@ def with_prompts(xml: str, label: str, prompts: Sequence[str]) -> str:
     if label not in parse_label_config(changed).labels:
         raise ConfigError(
             f"The label config cannot be given a label {label!r}.",
-            "Choose a name that is not blank and begins with no dollar sign, or write it into the project's settings.",
+            "Choose a name that is not blank and does not start with $, or write it into the project's settings.",
         )
     return changed
 

@@ -96,7 +96,7 @@ class Evidence:
     @cached_property
     def crops(self) -> dict[int, list[CropEmbedding]]:
         """Crops that show a track and no other one, by track id, in order of time; one of each frame."""
-        chosen: dict[int, list[tuple[int, CropEmbedding]]] = {}
+        chosen: dict[int, dict[int, CropEmbedding]] = {}
         for crop in self.video.crops:
             ids, boxes = self.rows_by_frame.get(crop.frame, (np.zeros(0, np.int64), np.zeros((0, 4))))
             if not len(ids):
@@ -107,10 +107,8 @@ class Evidence:
                 continue
             others = iou_matrix(boxes, boxes[best : best + 1])[:, 0]
             if np.delete(others, best).max(initial=0.0) < SHARED_IOU:
-                chosen.setdefault(int(ids[best]), []).append((crop.frame, crop))
-        return {
-            track_id: list(dict(sorted(crops, key=lambda item: item[0])).values()) for track_id, crops in chosen.items()
-        }
+                chosen.setdefault(int(ids[best]), {})[crop.frame] = crop
+        return {track_id: [crops[frame] for frame in sorted(crops)] for track_id, crops in chosen.items()}
 
     @cached_property
     def views(self) -> dict[int, Views]:

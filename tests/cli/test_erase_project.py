@@ -19,9 +19,11 @@ from ml_backend.core.outputs import OutputFacts
 from ml_backend.core.settings import Settings
 from ml_backend.db.tables import audit, embeddings, metadata
 from ml_backend.inference.redraw import Answer
+from ml_backend.jobs.api_queue import objects_name, stats_name
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.draw import recall, remember
 from ml_backend.jobs.services.erasure import erase
+from ml_backend.jobs.services.reviews import Reviews
 from ml_backend.server.app import create_app
 from tests.builders import Outside, environment, outside, run_command
 from tests.server.control import Room
@@ -53,7 +55,9 @@ def filled(settings: Settings) -> Container:
         (settings.uploads_dir / f"{project}-0123").mkdir(parents=True)
         (settings.uploads_dir / f"{project}-0123" / "a.mp4").write_bytes(b"video")
         container.queue.request("control", "init_models", [project], f"init-{project}", "api_jobs")
-        container.queue.publish(f"stats-{project}", {"labels": ["x"]})
+        for name in (stats_name(project), objects_name(project)):
+            container.queue.publish(name, {"labels": ["x"]})
+        Reviews(container).new_global_ids(project)
         remember(container, project, 1, {"id": "drawn"}, Answer((), frozenset(), (True, True)))
         folder = settings.data_dir / "training" / f"project-{project}"
         folder.mkdir(parents=True)
@@ -75,7 +79,9 @@ def check_erased(container: Container, removed: Mapping[str, int], who: str) -> 
     assert [name for name in left if "project-7" in name or "projects/7" in name or "/7-" in name] == []
     assert len([name for name in left if "project-8" in name or "projects/8" in name or "/8-" in name]) == 6
     assert [job["project"] for job in container.jobs.all()] == [8]
-    assert [container.queue.published(f"stats-{project}") is None for project in (7, 8)] == [True, False]
+    for name_of in (stats_name, objects_name):
+        assert [container.queue.published(name_of(project)) is None for project in (7, 8)] == [True, False]
+    assert [Reviews(container).new_global_ids(project) for project in (7, 8)] == [1, 2]
     drawn = {"id": "drawn", "value": {"sequence": []}}
     assert [recall(container, project, 1, drawn) is None for project in (7, 8)] == [True, False]
     rows, _ = container.audit.find(7, 1)

@@ -226,9 +226,8 @@ def test_chosen_and_ordered(page: Any, site: Site, tmp_path: Path) -> None:
 def identify(site: Site, task: int, region_id: str, number: int) -> None:
     """Give a track a global id, as the timeline does."""
     address = f"{site.stack.backend.url}/api"
-    found = httpx.get(f"{address}/tracks?project={site.project}&task={task}", timeout=SLOW_MS / 1000).json()["videos"][
-        0
-    ]
+    answer = httpx.get(f"{address}/tracks?project={site.project}&task={task}", timeout=SLOW_MS / 1000)
+    found = answer.json()["videos"][0]
     digest = next(item["digest"] for item in found["tracks"] if item["region"] == region_id)
     body = {"project": site.project, "task": task, "annotation": found["annotation"], "action": "identify"}
     body |= {"tracks": [{"region": region_id, "digest": digest}], "global_id": number, "by": "anna"}
@@ -254,7 +253,9 @@ def test_objects_are_seen_joined_and_taken_apart(page: Any, site: Site, tmp_path
     assert page.locator(".object").count() == 1
     # One of them is somebody else.
     row = page.locator("#object-1 li", has_text=f"Task {third}")
+    page.locator("#id-for-1").fill("9")
     row.get_by_role("checkbox").check()
+    row.get_by_role("checkbox").press("Enter")  # does nothing
     page.locator("#out-1").click()
     row.wait_for(state="detached")
     assert page.locator("#object-1 li").count() == 3

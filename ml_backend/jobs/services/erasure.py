@@ -88,7 +88,7 @@ def _remove_jobs(container: Container, project: int) -> int:
         for job in found:
             forget_executions(job)
             job.delete()
-        ours = re.compile(rb"video:(?:found:[a-z]+-%d(?:-|$)|answered:%d:)" % (project, project))
+        ours = re.compile(rb"video:(?:found:[a-z-]+-%d(?:-|$)|answered:%d:|global-ids:%d$)" % ((project,) * 3))
         names = [name for name in queue.connection.scan_iter("video:*", count=1000) if ours.match(name)]
         if names:
             queue.connection.delete(*names)

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 MAX_SIMILAR = 50
 #: Tasks that one tab of the Data Manager shows: each is a filter, of which SQLite takes fewer than 1000.
 MAX_OPENED = 200
-#: Seconds for which a global id that was taken is kept for who took it: until all are stored that were found at once.
+#: Seconds for which new global ids are reserved: a search stores its own one task after the other.
 GLOBAL_IDS_S = 3600
 #: Title of the Data Manager's tab with the tasks that people have chosen.
 CHOSEN_TAB = "Chosen in the control room"
@@ -301,10 +301,10 @@ class Reviews:
     def give_id(
         self, project_id: int, chosen: Sequence[TaskIds], number: int | None, by: str
     ) -> tuple[Row, list[tuple[int, str]]]:
-        """Give tracks of an object another global id, those of a task all or none; return the first decision as stored.
+        """Give tracks of an object another global id, those of a task all or none.
 
         Args:
-            chosen: without ids; of :data:`MAX_SIMILAR` tasks at most, others are left out.
+            chosen: without ids; tasks beyond :data:`MAX_SIMILAR` are left out.
             number: ``None``: one that no object has.
 
         Returns:
@@ -322,18 +322,18 @@ class Reviews:
         if not done:
             reason = left_out[0][1] if left_out else f"The tracks have the global id {number} already."
             raise Conflict(reason, "Choose other tracks, or another id.")
-        return self._found(project_id, min(min(numbers) for numbers in done.values())), left_out
+        return self._found(project_id, next(iter(done.values()))[0]), left_out
 
     def new_global_ids(self, project_id: int, count: int = 1, above: int = 0) -> int:
-        """Take consecutive global ids that nobody else takes meanwhile; return the first.
+        """Reserve consecutive new global ids; return the first.
 
         Args:
-            above: largest one that is known to be taken, besides those that were given here.
+            above: the largest one that tracks have, as far as the caller knows.
         """
         queue, key = self._container.queue, f"video:global-ids:{project_id}"
         with queue.project_lock(project_id), queue.guard():
-            taken = int(queue.connection.get(key) or 0)  # by those who have not stored theirs yet
-            first = 1 + max(self.store.largest_global_id(project_id), above, taken)
+            reserved = int(queue.connection.get(key) or 0)
+            first = 1 + max(self.store.largest_global_id(project_id), above, reserved)
             queue.connection.set(key, first + count - 1, ex=GLOBAL_IDS_S)
         return first
 
@@ -836,7 +836,7 @@ class Reviews:
         return {"written": written, "annotation_id": created, "base_id": base}
 
     def _forget_ids(self, undone: Sequence[Row]) -> None:
-        """Let later global ids of a track, when they are undone, not put back those that are undone now."""
+        """Remove undone global ids from the regions that undoing later ones puts back."""
         from ml_backend.review.region_repairs import take_back
 
         for decision in undone:

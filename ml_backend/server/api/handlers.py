@@ -511,7 +511,7 @@ def _job_result(
 
     Args:
         start: requests the job.
-        digest: of the pattern bank that the result must match.
+        digest: that of a result that is not stale; ``None``: any.
         max_age_s: seconds until the result is stale; new tracks do not change the digest.
     """
     container = services()

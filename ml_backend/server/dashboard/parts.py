@@ -447,11 +447,11 @@ def _objects(state: PageState) -> Context:
         project=project, limit=OBJECTS, offset=OBJECTS * (number - 1), fresh=state.values.get("fresh") == "1"
     )
     found, _ = handlers.objects(query)
-    if number > 1 and not found["objects"]:  # others have taken tracks out since
-        number = max(-(-found["total"] // OBJECTS), 1)
+    pages = max(-(-found["total"] // OBJECTS), 1)
+    if number > pages:  # others have taken tracks out since
+        number = pages
         found, _ = handlers.objects(query.model_copy(update={"offset": OBJECTS * (number - 1), "fresh": False}))
     decisions = handlers.repairs(requests.ListRepairs(project=project, limit=DECISIONS))["repairs"]
-    pages = max(-(-found["total"] // OBJECTS), 1)
     return {"found": found, "page": number, "pages": pages, "decisions": decisions}
 
 
