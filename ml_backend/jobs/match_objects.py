@@ -112,6 +112,8 @@ def list_objects(context: JobContext, project_id: int) -> dict[str, Any]:
         context, project_id, lambda video, store: _identified(video, store, model_id), LISTED_TASKS, tasks
     )
     tracks = Counter(item["global_id"] for item in found)
+    # New numbers come after those that were imported, too.
+    Reviews(container).new_global_ids(project_id, 0, max(tracks, default=0))
     several = [item for item in found if tracks[item["global_id"]] > 1]
     several.sort(key=lambda item: (-tracks[item["global_id"]], item["global_id"]))
     nobody = {"by": None, "found": False}

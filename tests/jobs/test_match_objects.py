@@ -184,6 +184,10 @@ def test_listed_taken_out_joined_and_undone(here: Site, work: Work) -> None:
         == at_once
         == {item["global_id"]: [(t["task"], t["region"]) for t in item["tracks"]] for item in rows.values()}
     )
+    predicted(here, project, person(1, meta={"global_id": 40}), video=here.clip("imported.mp4", frames=100))
+    asking.get(place + "&fresh=true")
+    work(here)
+    assert give(two, None, [there_two])["repair"]["description"] == "Global id 41.", "40 is another object's"
 
 
 def test_nobody_takes_a_number_that_somebody_else_has_just_taken(here: Site) -> None:

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ml_backend.core.errors import ConfigError, Conflict, LabelStudioError, LabelStudioUnavailable, RequestError
+from ml_backend.jobs.queue import RESULT_TTL_S
 from ml_backend.jobs.task_plan import cached_label_config
 from ml_backend.label_studio.client import LabelStudioClient, NotFound
 from ml_backend.label_studio.label_config import DEFAULT_FRAME_RATE
@@ -48,8 +49,6 @@ log = logging.getLogger(__name__)
 MAX_SIMILAR = 50
 #: Tasks that one tab of the Data Manager shows: each is a filter, of which SQLite takes fewer than 1000.
 MAX_OPENED = 200
-#: Seconds for which new global ids are reserved: a search stores its own one task after the other.
-GLOBAL_IDS_S = 3600
 #: Title of the Data Manager's tab with the tasks that people have chosen.
 CHOSEN_TAB = "Chosen in the control room"
 _HINT = "Reload the page: the task is looked at again."
@@ -247,7 +246,8 @@ class Reviews:
                     raise Conflict(f"The tracks are labelled {value} already.", "Choose another label.")
             units = [tracks] if pair else [{name: tracks[name]} for name in tracks]
             if answer.action == IDENTIFY:
-                number = answer.global_id or self.new_global_ids(project_id)
+                known = (submission.global_id(region) or 0 for region in submission.result)
+                number = answer.global_id or self.new_global_ids(project_id, above=max(known))
                 repairs = _identifying(submission, dict.fromkeys(tracks, number))
                 if not repairs:
                     raise Conflict(f"The tracks have the global id {number} already.", "Choose another one.")
@@ -334,7 +334,7 @@ class Reviews:
         with queue.project_lock(project_id), queue.guard():
             reserved = int(queue.connection.get(key) or 0)
             first = 1 + max(self.store.largest_global_id(project_id), above, reserved)
-            queue.connection.set(key, first + count - 1, ex=GLOBAL_IDS_S)
+            queue.connection.set(key, first + count - 1, ex=RESULT_TTL_S)
         return first
 
     def tracks(self, project_id: int, task_id: int) -> list[VideoTracks]:
