@@ -297,7 +297,8 @@ def test_objects_with_the_most_tracks_first(room: Room, lang: str) -> None:
 
 
 def test_ids_are_given_without_scripts_as_tracks_were_read_only(room: Room, beside: Outside) -> None:
-    annotate(beside, {"anna@example.org": [{**A, "meta": {"global_id": 2}}, B]})
+    about_it = {"id": A["id"], "to_name": A["to_name"], "type": "choices", "value": {"choices": ["far"]}}
+    annotate(beside, {"anna@example.org": [{**A, "meta": {"global_id": 2}}, B, about_it]})
     (track,) = room.get("/api/tracks?project=7&task=1")["videos"][0]["tracks"][:1]
     publish(room, listed(2, 1, annotation=1, digest=track["digest"]), listed(2, 99, "z"))
     form = page(room, OBJECTS).split('<form class="pattern object"')[1].split("</form>")[0]

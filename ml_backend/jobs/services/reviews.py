@@ -283,7 +283,7 @@ class Reviews:
                 try:
                     task = self._task(project_id, item.task_id)
                     submission = self._submission(task, {**row, "regions": item.tracks})
-                    now = {str(region.get("id")): submission.global_id(region) for region in submission.result}
+                    now = {name: submission.global_id(region) for name, region in _regions(submission).items()}
                     ids = {name: number for name, number in item.ids.items() if now[name] == item.known}
                     if item.known and len(ids) < len(item.ids):
                         self._changed(row, "has a track with another global id")
@@ -921,6 +921,11 @@ def _keeps_boxes(decision: Row) -> bool:
     return bool(before == after)
 
 
+def _regions(submission: Submission) -> dict[str, Region]:
+    """Return the regions by id. Results of per-region controls have the id of their region, too, but not its meta."""
+    return {str(item.get("id")): dict(item) for item in submission.result if item.get("type") == "videorectangle"}
+
+
 def _identifying(submission: Submission, ids: Mapping[str, int]) -> list[RepairJson]:
     """Return repairs that give regions global ids, by region id.
 
@@ -929,7 +934,7 @@ def _identifying(submission: Submission, ids: Mapping[str, int]) -> list[RepairJ
     """
     from ml_backend.review.region_repairs import shown_at_once
 
-    regions = {str(item.get("id")): dict(item) for item in submission.result if item.get("type") == "videorectangle"}
+    regions = _regions(submission)
     known = {name: submission.global_id(region) for name, region in regions.items()}
     numbers = known | dict(ids)
     for name, number in ids.items():
