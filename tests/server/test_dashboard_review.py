@@ -296,6 +296,17 @@ def test_objects_with_the_most_tracks_first(room: Room, lang: str) -> None:
     assert words["no_objects"] in html.unescape(page(room, OBJECTS, **headers))
 
 
+def test_objects_are_read_again_after_a_number_was_given_and_undone(room: Room) -> None:
+    publish(room, listed(2, 1), listed(2, 5, "b"))
+    page(room, OBJECTS)
+    assert "list_objects" not in kinds(room)
+    store = room.services.reviews.store
+    facts = {"project_id": 7, "task_id": 1, "moment_id": "", "description": "", "by": "anna", "action": "identify"}
+    store.undo(store.add([{**facts, "after": [{"id": "a", "meta": {"global_id": 3}}]}]), "anna")
+    page(room, OBJECTS)
+    assert "list_objects" in kinds(room), "the tracks may have been read in between"
+
+
 def test_ids_are_given_without_scripts_as_tracks_were_read_only(room: Room, beside: Outside) -> None:
     about_it = {"id": A["id"], "to_name": A["to_name"], "type": "choices", "value": {"choices": ["far"]}}
     annotate(beside, {"anna@example.org": [{**A, "meta": {"global_id": 2}}, B, about_it]})
