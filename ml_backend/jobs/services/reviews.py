@@ -836,18 +836,23 @@ class Reviews:
         return {"written": written, "annotation_id": created, "base_id": base}
 
     def _forget_ids(self, undone: Sequence[Row]) -> None:
-        """Remove undone global ids from the regions that undoing later ones puts back."""
+        """Remove undone global ids from the regions that undoing later ones puts back.
+
+        Args:
+            undone: decisions of one task, the last one first.
+        """
         from ml_backend.review.region_repairs import take_back
 
-        for decision in undone:
-            task_id, annotation = decision["task_id"], decision["annotation_id"]
-            if decision["action"] != IDENTIFY:
-                continue
-            for later in self.store.replayed_in(annotation) if annotation else self.store.replayed(task_id):
-                if later["action"] == IDENTIFY and later["id"] > decision["id"]:
-                    before = take_back(later["before"], [decision])
-                    if before != later["before"]:
-                        self.store.note_before(later["id"], before)
+        given = [item for item in reversed(undone) if item["action"] == IDENTIFY]
+        if not given:
+            return
+        annotation, own = given[0]["annotation_id"], {item["id"] for item in given}
+        for later in self.store.replayed_in(annotation) if annotation else self.store.replayed(given[0]["task_id"]):
+            earlier = [item for item in given if item["id"] < later["id"]]
+            if later["action"] == IDENTIFY and later["id"] not in own and earlier:
+                before = take_back(later["before"], earlier)
+                if before != later["before"]:
+                    self.store.note_before(later["id"], before)
 
     def _revert(self, decisions: Sequence[Row]) -> None:
         """Put back the regions that repairs of a task replaced at once.
