@@ -329,11 +329,21 @@ class Reviews:
 
         Args:
             above: the largest one that tracks have, as far as the caller knows.
+
+        Raises:
+            Conflict: there are none left.
         """
+        from ml_backend.label_studio.regions import MAX_GLOBAL_ID
+
         queue, key = self._container.queue, f"video:global-ids:{project_id}"
         with queue.project_lock(project_id), queue.guard():
             reserved = int(queue.connection.get(key) or 0)
             first = 1 + max(self.store.largest_global_id(project_id), above, reserved)
+            if first + count - 1 > MAX_GLOBAL_ID:
+                raise Conflict(
+                    f"There is no global id after {first - 1}.",
+                    "Give the tracks that have it a smaller one; in a week numbers after those are free.",
+                )
             queue.connection.set(key, first + count - 1, ex=RESULT_TTL_S)
         return first
 
