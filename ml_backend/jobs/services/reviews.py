@@ -321,7 +321,7 @@ class Reviews:
         left_out += [(item.task_id, many) for item in wanted[MAX_SIMILAR:]]
         if not done:
             reason = left_out[0][1] if left_out else f"The tracks have the global id {number} already."
-            raise Conflict(reason, "Choose other tracks, or another id.")
+            raise Conflict(reason, "Read the objects again, or choose other tracks or another id.")
         return self._found(project_id, next(iter(done.values()))[0]), left_out
 
     def new_global_ids(self, project_id: int, count: int = 1, above: int = 0) -> int:
