@@ -237,11 +237,11 @@ class Reviews:
         with self._lock(wanted.task_id):
             task = self._task(project_id, wanted.task_id)
             submission = self._submission(task, row)
-            chosen = {str(region.get("id")): region for region in submission.result if str(region.get("id")) in tracks}
-            row["video"] = chosen[next(iter(tracks))].get("to_name")
+            regions = _regions(submission)
+            row["video"] = regions[next(iter(tracks))].get("to_name")
             if answer.action == "relabel":
                 value = self._label(row, answer.label)
-                tracks = {name: tracks[name] for name in tracks if chosen[name]["value"].get("labels") != [value]}
+                tracks = {name: tracks[name] for name in tracks if regions[name]["value"].get("labels") != [value]}
                 if not tracks:
                     raise Conflict(f"The tracks are labelled {value} already.", "Choose another label.")
             units = [tracks] if pair else [{name: tracks[name]} for name in tracks]
