@@ -336,7 +336,7 @@ class Reviews:
         from ml_backend.label_studio.regions import MAX_GLOBAL_ID
 
         queue, key = self._container.queue, f"video:global-ids:{project_id}"
-        with queue.project_lock(project_id), queue.guard():
+        with queue.project_lock("reserve", project_id), queue.guard():
             reserved = int(queue.connection.get(key) or 0)
             first = 1 + max(self.store.largest_global_id(project_id), above, reserved)
             if first + count - 1 > MAX_GLOBAL_ID:
@@ -620,7 +620,7 @@ class Reviews:
         """Show some tasks in a tab of Label Studio's Data Manager, instead of those before; return the tab's id."""
         facts = {"filter": "filter:tasks:id", "operator": "equal", "type": "Number"}
         chosen = [{**facts, "value": task_id} for task_id in sorted(task_ids)]
-        with self._container.queue.project_lock(project_id):
+        with self._container.queue.project_lock("settings", project_id):
             return self._client.put_tab(project_id, CHOSEN_TAB, chosen, conjunction="or")
 
     def _relabel_task(
