@@ -83,7 +83,7 @@ def order_tasks(context: JobContext, project_id: int, segments: int, minutes: in
             client.set_task_field(project_id, state.id, FIELD, wanted)
         report(done, len(states))
     named = {"filter": f"filter:tasks:data.{FIELD}", "operator": "contains", "type": "String", "value": ":"}
-    with context.container.queue.project_lock(project_id):
+    with context.container.queue.project_lock("settings", project_id):
         tab = client.put_tab(project_id, TAB, [named], [f"tasks:data.{FIELD}"])
     return {"tasks": len(texts), "tab": tab}
 

@@ -519,9 +519,14 @@ class JobQueue:
         """
         return self._lock(f"video:{purpose}:{task_id}", f"Task {task_id}")
 
-    def project_lock(self, project_id: int) -> AbstractContextManager[None]:
-        """Hold a lock, so that one process at a time reads and changes a project's settings or reserves global ids."""
-        return self._lock(f"video:settings:{project_id}", f"Project {project_id}")
+    def project_lock(self, purpose: str, project_id: int) -> AbstractContextManager[None]:
+        """Hold a lock, so that one process at a time works on a project for a purpose.
+
+        Args:
+            purpose: ``settings`` (read those in Label Studio and change them) or ``reserve`` (take global ids; it waits
+                for no other server, since it is done while a task is locked).
+        """
+        return self._lock(f"video:{purpose}:{project_id}", f"Project {project_id}")
 
     @contextmanager
     def _lock(self, name: str, what: str) -> Iterator[None]:

@@ -262,9 +262,8 @@ class MomentStore:
     def largest_global_id(self, project_id: int) -> int:
         """Return the largest global id that was ever given in a project; 0: none was."""
         number = repairs.c.after[(0, "meta", "global_id")].as_integer()
-        given = (repairs.c.project_id == project_id) & (repairs.c.action == IDENTIFY)
         with self._storage.read() as connection:
-            return connection.scalar(sa.select(sa.func.max(number)).where(given)) or 0
+            return connection.scalar(sa.select(sa.func.max(number)).where(_gives_ids(project_id))) or 0
 
     def identified(self, project_id: int, since: int = 0) -> list[Row]:
         """Return the decisions in force that gave tracks global ids, in order.
@@ -279,16 +278,18 @@ class MomentStore:
         number = repairs.c.after[(0, "meta", "global_id")].as_integer()
         columns = (repairs.c.id, repairs.c.task_id, region.label("region"), number.label("global_id"), repairs.c.by)
         found = (repairs.c.signature == FOUND).label("found")
-        query = sa.select(*columns, found).where(_gives_ids(project_id), repairs.c.id > since).order_by(repairs.c.id)
+        newer = (_gives_ids(project_id), repairs.c.undone_at.is_(None), repairs.c.id > since)
+        query = sa.select(*columns, found).where(*newer).order_by(repairs.c.id)
         with self._storage.read() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def identity_state(self, project_id: int) -> tuple[int, str]:
-        """Return the id of the last decision in force that gave a global id, and a text that changes with them."""
-        query = sa.select(sa.func.max(repairs.c.id), sa.func.count()).where(_gives_ids(project_id))
+        """Return the id of the last decision that gave a global id, and a text that changes with those in force."""
+        # Of all of them and of those undone: one that is made and undone changes it, too.
+        counts = (sa.func.max(repairs.c.id), sa.func.count(), sa.func.count(repairs.c.undone_at))
         with self._storage.read() as connection:
-            last, count = connection.execute(query).one()
-        return last or 0, f"{last}-{count}"
+            last, count, undone = connection.execute(sa.select(*counts).where(_gives_ids(project_id))).one()
+        return last or 0, f"{last}-{count}-{undone}"
 
     def note_written(self, annotation_id: int, digest: str) -> None:
         """Store the digest of what was written to an annotation last, with all repairs of it."""
@@ -358,8 +359,8 @@ def _in_force() -> sa.ColumnElement[bool]:
 
 
 def _gives_ids(project_id: int) -> sa.ColumnElement[bool]:
-    """Restrict to decisions in force that gave a project's tracks global ids."""
-    return sa.and_(repairs.c.project_id == project_id, repairs.c.action == IDENTIFY, repairs.c.undone_at.is_(None))
+    """Restrict to decisions that gave a project's tracks global ids, also those that were undone."""
+    return sa.and_(repairs.c.project_id == project_id, repairs.c.action == IDENTIFY)
 
 
 def _open(query: Any, project_id: int, filters: Mapping[str, Any]) -> Any:

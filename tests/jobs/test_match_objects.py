@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ml_backend.core.errors import Conflict
 from ml_backend.embeddings.crop_embeddings import CropEmbedding
 from ml_backend.jobs.container import Container
 from ml_backend.jobs.delivery import deliver_one
 from ml_backend.label_studio.media import canonical_uri
+from ml_backend.label_studio.regions import MAX_GLOBAL_ID
 from ml_backend.labeling.few_shot.pattern_store import video_key
 from tests.builders import label_config
 from tests.jobs.conftest import Site
@@ -196,6 +198,9 @@ def test_nobody_takes_a_number_that_somebody_else_has_just_taken(here: Site) -> 
         taken = sorted(pool.map(lambda count: (reviews.new_global_ids(7, count), count), [1, 3, 1, 2]))
     assert [first for first, _ in taken] == [1, *np.cumsum([count for _, count in taken])[:-1] + 1]
     assert reviews.new_global_ids(7, above=40) == 41
+    with pytest.raises(Conflict, match="no global id after"):
+        reviews.new_global_ids(7, above=MAX_GLOBAL_ID)
+    assert reviews.new_global_ids(7) == 42
     assert reviews.new_global_ids(8) == 1, "each project has its own"
 
 

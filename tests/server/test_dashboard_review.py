@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ml_backend.jobs.api_queue import objects_name
+from ml_backend.label_studio.regions import MAX_GLOBAL_ID
 from ml_backend.review.kinds import MOMENT_KINDS
 from ml_backend.server.dashboard import texts
 from tests.builders import Outside
@@ -291,13 +292,26 @@ def test_objects_with_the_most_tracks_first(room: Room, lang: str) -> None:
     assert words["objects_more"].split("|")[-1].format(n=3) in html.unescape(text)
     publish(room, *(listed(number, task) for number in range(1, 13) for task in (number, number + 20)))
     assert re.findall(r'id="object-(\d+)"', page(room, f"{OBJECTS}&page-objects=2")) == ["11", "12"]
-    assert re.findall(r'id="object-(\d+)"', page(room, f"{OBJECTS}&page-objects=99")) == ["11", "12"]
+    for beyond in (99, (1 << 31) - 1):
+        assert re.findall(r'id="object-(\d+)"', page(room, f"{OBJECTS}&page-objects={beyond}")) == ["11", "12"]
     publish(room)
     assert words["no_objects"] in html.unescape(page(room, OBJECTS, **headers))
 
 
+def test_objects_are_read_again_after_a_number_was_given_and_undone(room: Room) -> None:
+    publish(room, listed(2, 1), listed(2, 5, "b"))
+    page(room, OBJECTS)
+    assert "list_objects" not in kinds(room)
+    store = room.services.reviews.store
+    facts = {"project_id": 7, "task_id": 1, "moment_id": "", "description": "", "by": "anna", "action": "identify"}
+    store.undo(store.add([{**facts, "after": [{"id": "a", "meta": {"global_id": 3}}]}]), "anna")
+    page(room, OBJECTS)
+    assert "list_objects" in kinds(room), "the tracks may have been read in between"
+
+
 def test_ids_are_given_without_scripts_as_tracks_were_read_only(room: Room, beside: Outside) -> None:
-    annotate(beside, {"anna@example.org": [{**A, "meta": {"global_id": 2}}, B]})
+    about_it = {"id": A["id"], "to_name": A["to_name"], "type": "choices", "value": {"choices": ["far"]}}
+    annotate(beside, {"anna@example.org": [{**A, "meta": {"global_id": 2}}, B, about_it]})
     (track,) = room.get("/api/tracks?project=7&task=1")["videos"][0]["tracks"][:1]
     publish(room, listed(2, 1, annotation=1, digest=track["digest"]), listed(2, 99, "z"))
     form = page(room, OBJECTS).split('<form class="pattern object"')[1].split("</form>")[0]
@@ -319,7 +333,8 @@ def test_ids_are_given_without_scripts_as_tracks_were_read_only(room: Room, besi
     for odd in ("", "1", "1 1 x a", "0 1 0000000000000000 a", "1 -1 0000000000000000 a"):
         press("out", 400, tracks=odd)
     assert "has another track" in press("out", 409, tracks=f"1 1 {'0' * 16} a")
-    assert "has a track with another global id" in press("out", 409, tracks=every[:1], known="3")
+    for other in ("3", f"{MAX_GLOBAL_ID}"):
+        assert "has a track with another global id" in press("out", 409, tracks=every[:1], known=other)
     beside.answer("/api/tasks/1/annotations/", 201, b'{"id": 55}', content_type="application/json")
     text = press("all", 200, global_id="7")
     assert "1 task was left out" in text

@@ -20,7 +20,7 @@ def connect_project(container: Container, project_id: int) -> dict[str, Any]:
     """
     settings, client = container.settings, container.client
     cached_label_config(client.get_project(project_id).label_config)  # Label Studio would only say that it is refused
-    with container.queue.project_lock(project_id):
+    with container.queue.project_lock("settings", project_id):
         client.connect_backend(project_id, settings.backend_url, container.credentials(project_id))
     container.lister.forget()
     return container.api_queue.auto_label(project_id, [])

@@ -28,7 +28,7 @@ def add_prompts(
         QueueUnavailable: Redis, which keeps two people from overwriting each other's, does not answer.
     """
     client = container.client
-    with container.queue.project_lock(project_id):
+    with container.queue.project_lock("settings", project_id):
         before = client.get_project(project_id).label_config
         if seen not in (None, config_digest(before)):
             raise Conflict(

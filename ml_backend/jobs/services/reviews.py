@@ -237,11 +237,11 @@ class Reviews:
         with self._lock(wanted.task_id):
             task = self._task(project_id, wanted.task_id)
             submission = self._submission(task, row)
-            chosen = {str(region.get("id")): region for region in submission.result if str(region.get("id")) in tracks}
-            row["video"] = chosen[next(iter(tracks))].get("to_name")
+            regions = _regions(submission)
+            row["video"] = regions[next(iter(tracks))].get("to_name")
             if answer.action == "relabel":
                 value = self._label(row, answer.label)
-                tracks = {name: tracks[name] for name in tracks if chosen[name]["value"].get("labels") != [value]}
+                tracks = {name: tracks[name] for name in tracks if regions[name]["value"].get("labels") != [value]}
                 if not tracks:
                     raise Conflict(f"The tracks are labelled {value} already.", "Choose another label.")
             units = [tracks] if pair else [{name: tracks[name]} for name in tracks]
@@ -283,7 +283,7 @@ class Reviews:
                 try:
                     task = self._task(project_id, item.task_id)
                     submission = self._submission(task, {**row, "regions": item.tracks})
-                    now = {str(region.get("id")): submission.global_id(region) for region in submission.result}
+                    now = {name: submission.global_id(region) for name, region in _regions(submission).items()}
                     ids = {name: number for name, number in item.ids.items() if now[name] == item.known}
                     if item.known and len(ids) < len(item.ids):
                         self._changed(row, "has a track with another global id")
@@ -321,7 +321,7 @@ class Reviews:
         left_out += [(item.task_id, many) for item in wanted[MAX_SIMILAR:]]
         if not done:
             reason = left_out[0][1] if left_out else f"The tracks have the global id {number} already."
-            raise Conflict(reason, "Choose other tracks, or another id.")
+            raise Conflict(reason, "Read the objects again, or choose other tracks or another id.")
         return self._found(project_id, next(iter(done.values()))[0]), left_out
 
     def new_global_ids(self, project_id: int, count: int = 1, above: int = 0) -> int:
@@ -329,11 +329,21 @@ class Reviews:
 
         Args:
             above: the largest one that tracks have, as far as the caller knows.
+
+        Raises:
+            Conflict: there are none left.
         """
+        from ml_backend.label_studio.regions import MAX_GLOBAL_ID
+
         queue, key = self._container.queue, f"video:global-ids:{project_id}"
-        with queue.project_lock(project_id), queue.guard():
+        with queue.project_lock("reserve", project_id), queue.guard():
             reserved = int(queue.connection.get(key) or 0)
             first = 1 + max(self.store.largest_global_id(project_id), above, reserved)
+            if first + count - 1 > MAX_GLOBAL_ID:
+                raise Conflict(
+                    f"There is no global id after {first - 1}.",
+                    "Give the tracks that have it a smaller one; in a week numbers after those are free.",
+                )
             queue.connection.set(key, first + count - 1, ex=RESULT_TTL_S)
         return first
 
@@ -610,7 +620,7 @@ class Reviews:
         """Show some tasks in a tab of Label Studio's Data Manager, instead of those before; return the tab's id."""
         facts = {"filter": "filter:tasks:id", "operator": "equal", "type": "Number"}
         chosen = [{**facts, "value": task_id} for task_id in sorted(task_ids)]
-        with self._container.queue.project_lock(project_id):
+        with self._container.queue.project_lock("settings", project_id):
             return self._client.put_tab(project_id, CHOSEN_TAB, chosen, conjunction="or")
 
     def _relabel_task(
@@ -836,18 +846,23 @@ class Reviews:
         return {"written": written, "annotation_id": created, "base_id": base}
 
     def _forget_ids(self, undone: Sequence[Row]) -> None:
-        """Remove undone global ids from the regions that undoing later ones puts back."""
+        """Remove undone global ids from the regions that undoing later ones puts back.
+
+        Args:
+            undone: decisions of one task, the last one first.
+        """
         from ml_backend.review.region_repairs import take_back
 
-        for decision in undone:
-            task_id, annotation = decision["task_id"], decision["annotation_id"]
-            if decision["action"] != IDENTIFY:
-                continue
-            for later in self.store.replayed_in(annotation) if annotation else self.store.replayed(task_id):
-                if later["action"] == IDENTIFY and later["id"] > decision["id"]:
-                    before = take_back(later["before"], [decision])
-                    if before != later["before"]:
-                        self.store.note_before(later["id"], before)
+        given = [item for item in reversed(undone) if item["action"] == IDENTIFY]
+        if not given:
+            return
+        annotation, own = given[0]["annotation_id"], {item["id"] for item in given}
+        for later in self.store.replayed_in(annotation) if annotation else self.store.replayed(given[0]["task_id"]):
+            earlier = [item for item in given if item["id"] < later["id"]]
+            if later["action"] == IDENTIFY and later["id"] not in own and earlier:
+                before = take_back(later["before"], earlier)
+                if before != later["before"]:
+                    self.store.note_before(later["id"], before)
 
     def _revert(self, decisions: Sequence[Row]) -> None:
         """Put back the regions that repairs of a task replaced at once.
@@ -921,6 +936,11 @@ def _keeps_boxes(decision: Row) -> bool:
     return bool(before == after)
 
 
+def _regions(submission: Submission) -> dict[str, Region]:
+    """Return the regions by id. Results of per-region controls have the id of their region, too, but not its meta."""
+    return {str(item.get("id")): dict(item) for item in submission.result if item.get("type") == "videorectangle"}
+
+
 def _identifying(submission: Submission, ids: Mapping[str, int]) -> list[RepairJson]:
     """Return repairs that give regions global ids, by region id.
 
@@ -929,7 +949,7 @@ def _identifying(submission: Submission, ids: Mapping[str, int]) -> list[RepairJ
     """
     from ml_backend.review.region_repairs import shown_at_once
 
-    regions = {str(item.get("id")): dict(item) for item in submission.result if item.get("type") == "videorectangle"}
+    regions = _regions(submission)
     known = {name: submission.global_id(region) for name, region in regions.items()}
     numbers = known | dict(ids)
     for name, number in ids.items():

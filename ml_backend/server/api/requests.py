@@ -481,7 +481,9 @@ class IdentifiedTrack(SeenTrack):
 class IdentifyTracks(OfProject):
     """Another global id for tracks of an object."""
 
-    known: Annotated[GlobalId, Field(description="The global id that the tracks had as they were read.")]
+    known: Annotated[
+        int, Field(ge=1, lt=1 << 31, description="The global id that the tracks had as they were read."), _Whole
+    ]
     global_id: Annotated[
         GlobalId | None, Field(description="Of the object that they show; null: one that no other track has.")
     ] = None

@@ -442,7 +442,8 @@ def _next(state: PageState) -> Context:
 
 
 def _objects(state: PageState) -> Context:
-    project, number = _project(state), state.number("page-objects")
+    project = _project(state)
+    number = min(state.number("page-objects"), (1 << 31) // OBJECTS)  # as far as the API counts
     query = requests.ListObjects(
         project=project, limit=OBJECTS, offset=OBJECTS * (number - 1), fresh=state.values.get("fresh") == "1"
     )

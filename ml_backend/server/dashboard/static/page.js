@@ -122,7 +122,7 @@ document.addEventListener("click", (event) => {
 // -- review: each answer by one key, once per moment
 
 document.addEventListener("keydown", (event) => { // without scripts it presses the first button, the least harmful one
-  if (event.key === "Enter" && event.target.matches("#repair-tracks [type=checkbox], .object [type=checkbox]")) event.preventDefault();
+  if (event.key === "Enter" && event.target.matches("[name=tracks], [name=exemplars], [data-all=tracks]")) event.preventDefault();
 });
 
 document.addEventListener("keydown", (event) => {
