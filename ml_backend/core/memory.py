@@ -71,9 +71,15 @@ def process_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def _loaded_torch() -> Any:
+    """Return torch if this process has loaded it; ``None`` also while another thread still does so."""
+    torch = sys.modules.get("torch")
+    return None if getattr(getattr(torch, "__spec__", None), "_initializing", False) else torch
+
+
 def gpu_memory(device: str = "cuda:0") -> MemoryUsage | None:
     """Return the memory of a CUDA card; ``None`` without one, or while this process does not use it."""
-    torch = sys.modules.get("torch")
+    torch = _loaded_torch()
     # The query would otherwise create a CUDA context, which takes hundreds of megabytes of GPU memory.
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return None
@@ -83,7 +89,7 @@ def gpu_memory(device: str = "cuda:0") -> MemoryUsage | None:
 
 def free_gpu_memory() -> None:
     """Empty torch's cache of GPU memory."""
-    torch = sys.modules.get("torch")
+    torch = _loaded_torch()
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -96,7 +102,7 @@ def model_memory(model: object) -> dict[str, int]:
     memory_bytes: Mapping[str, int] | None = getattr(model, "memory_bytes", None)
     if memory_bytes is not None:
         return dict(memory_bytes)
-    torch = sys.modules.get("torch")
+    torch = _loaded_torch()
     sizes: dict[str, int] = {}
     if torch is not None and isinstance(model, torch.nn.Module):
         for tensor in itertools.chain(model.parameters(), model.buffers()):

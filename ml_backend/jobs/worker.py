@@ -135,6 +135,8 @@ class LeaseWorker(SimpleWorker):  # type: ignore[misc]
                 self.run_maintenance_tasks()
             except RedisError as error:  # it may come back before the lease expires
                 log.warning("The job's lease was not renewed: %s", error)
+            except Exception:  # without a lease, another worker would do the job, too
+                log.exception("The worker's maintenance failed; the job goes on.")
 
     def run_maintenance_tasks(self) -> None:
         """Run RQ's maintenance and also enqueue due retries: RQ's scheduler is a process that would outlive a kill.

@@ -55,6 +55,17 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert machine_memory() == memory.MemoryUsage(MB, MB)
 
 
+def test_while_torch_is_imported_it_has_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "from ml_backend.core.memory import free_gpu_memory, gpu_memory, model_memory\n"
+        "free_gpu_memory()\n"
+        "print(gpu_memory(), model_memory(object()))\n"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import torch"]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("None {}\n", "")
+
+
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 3), ("150000 100000", 2), ("900000 100000", 3)])
 def test_cores_that_an_affinity_and_a_container_leave(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int

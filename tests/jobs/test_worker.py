@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,6 +27,7 @@ from ml_backend.jobs.container import Container
 from ml_backend.jobs.queue import JOB_TIMEOUT_S, JobQueue
 from ml_backend.jobs.training_scheduler import TrainingScheduler
 from ml_backend.jobs.worker import make_worker
+from ml_backend.jobs.worker_status import WorkerStatus
 from tests.builders import Outside, environment, make_clip, outside, repeat_clip, wait_for, worker_process
 from tests.jobs.conftest import Site
 
@@ -254,6 +256,33 @@ def test_long_job_keeps_its_lease(site: Callable[..., Site], slow_site: Outside,
     assert len(slow_site.asked("/a.mp4")) == 2  # `slowly` counts itself twice
     for name in ("1.log", "2.log"):
         assert "rq." not in (tmp_path / name).read_text(), "the log tells what was done, not the queue's inner life"
+
+
+def test_a_lease_is_renewed_whatever_else_fails(
+    site: Callable[..., Site], slow_site: Outside, tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = site(media_allowed_hosts="127.0.0.1:*")
+    slow_site.files["/a.mp4"] = make_clip(tmp_path / "a.mp4").read_bytes()
+    failed, again = threading.Event(), threading.Event()
+
+    def fails(self: WorkerStatus, worker: str, lease_s: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            (again if failed.is_set() else failed).set()
+            raise AttributeError("as of a module that is being imported")
+
+    def slowly(handler: http.server.BaseHTTPRequestHandler) -> None:
+        again.wait(120)
+        del slow_site.special["/a.mp4"]
+        slow_site.serve(handler)
+
+    monkeypatch.setattr(WorkerStatus, "tick", fails)
+    slow_site.special["/a.mp4"] = slowly
+    project = here.project()
+    task = here.task(project, video=slow_site.url + "/a.mp4", fps=20)
+    here.predict(project, task)
+    work(here)
+    assert again.is_set(), "the keeper of the lease has gone on"
+    assert delivered(here, task)
 
 
 @pytest.fixture
