@@ -246,7 +246,7 @@ class Reviews:
                     raise Conflict(f"The tracks are labelled {value} already.", "Choose another label.")
             units = [tracks] if pair else [{name: tracks[name]} for name in tracks]
             if answer.action == IDENTIFY:
-                known = (submission.global_id(region) or 0 for region in submission.result)
+                known = (submission.global_id(region) or 0 for region in regions.values())
                 number = answer.global_id or self.new_global_ids(project_id, above=max(known))
                 repairs = _identifying(submission, dict.fromkeys(tracks, number))
                 if not repairs:
@@ -791,11 +791,7 @@ class Reviews:
             self._changed(row, "was annotated, or annotated anew,")
         if submission.is_prediction and any(draft.get("result") for draft in task["drafts"]):
             self._changed(row, "is being annotated by somebody")
-        now = {
-            str(region.get("id")): region_digest(dict(region))
-            for region in submission.result
-            if region.get("type") == "videorectangle"
-        }
+        now = {name: region_digest(region) for name, region in _regions(submission).items()}
         for region_id, seen in row["regions"].items():
             if region_id not in now:
                 self._changed(row, f"has lost the track {region_id}")
